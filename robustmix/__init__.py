@@ -1,0 +1,57 @@
+"""Does mixup make a network robust, or does it only look so?
+
+Everything here is loaded on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from robustmix._version import __version__
+
+if TYPE_CHECKING:
+    from robustmix import attacks
+    from robustmix.checkpoints import load_model
+    from robustmix.data import Dataset, load_data
+    from robustmix.errors import RobustmixError
+    from robustmix.evaluation import evaluate
+    from robustmix.spec.recipe import Recipe
+    from robustmix.spec.suite import AttackSpec, Suite
+    from robustmix.training import train
+
+__all__ = [
+    "AttackSpec",
+    "Dataset",
+    "Recipe",
+    "RobustmixError",
+    "Suite",
+    "__version__",
+    "attacks",
+    "evaluate",
+    "load_data",
+    "load_model",
+    "train",
+]
+
+_HOMES = {
+    "AttackSpec": "robustmix.spec.suite",
+    "Dataset": "robustmix.data",
+    "Recipe": "robustmix.spec.recipe",
+    "RobustmixError": "robustmix.errors",
+    "Suite": "robustmix.spec.suite",
+    "evaluate": "robustmix.evaluation",
+    "load_data": "robustmix.data",
+    "load_model": "robustmix.checkpoints",
+    "train": "robustmix.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "attacks":
+        return import_module("robustmix.attacks")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'robustmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

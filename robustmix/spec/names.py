@@ -1,0 +1,64 @@
+"""The names of everything that can be chosen, so that help and validation need no torch.
+
+The registries (``models.MODELS``, ``mixing.METHODS``, ...) are dict literals keyed by these; a test compares the keys.
+"""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import BeforeValidator
+
+from robustmix.errors import SpecError
+
+Method = Literal["erm", "mixup"]
+ModelName = Literal["preact_resnet18", "resnet18"]
+AttackName = Literal["fgsm", "ifgsm"]
+DataName = Literal["digits", "cifar10", "cifar100"]
+Schedule = Literal["step", "cosine"]
+Augment = Literal["none", "crop", "crop-flip"]
+LambdaPer = Literal["batch", "example"]
+Precision = Literal["32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+MODELS: Final[tuple[ModelName, ...]] = get_args(ModelName)
+ATTACKS: Final[tuple[AttackName, ...]] = get_args(AttackName)
+DATA: Final[tuple[DataName, ...]] = get_args(DataName)
+DATA_CHOICES: Final = f"{', '.join(DATA)}, folder:NAME_OR_PATH, npz:PATH"
+
+ALIASES: Final = {"bim": "ifgsm", "i-fgsm": "ifgsm"}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def attack_name(value: object) -> object:
+    """Replace an attack's other names (``bim``) by the one used in results."""
+    return ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+Attack = Annotated[AttackName, BeforeValidator(attack_name)]
+
+
+def check_name(name: str, what: str) -> str:
+    """Check a name that becomes a folder or a file.
+
+    Raises:
+        SpecError: it holds anything but letters, digits, ``.``, ``_`` and ``-``, starts with one of the last three, or
+            is longer than 100 characters.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise SpecError(
+            f"{what} {name!r} is not a usable name: it becomes a folder, so write up to 100 letters, digits, "
+            "'.', '_' or '-', beginning with a letter or digit and without '..'"
+        )
+    return name
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """One line for a name that does not exist: the name, the closest choice, all choices."""
+    known = sorted(choices)
+    close = get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {name!r}{hint}; choose from {', '.join(known) or 'nothing: there is none yet'}"

@@ -1,0 +1,225 @@
+"""A suite: which runs to train, which attacks to make on them, and at which budgets. One TOML file each.
+
+A suite by name is looked for in the workspace's ``attacks/``, then in the package, then in the checkout.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from robustmix.errors import SpecError
+from robustmix.spec.names import Attack, check_name, unknown
+from robustmix.spec.recipe import Recipe, load_recipe_fields, read_recipe
+from robustmix.spec.validation import Spec, read_toml, validate
+from robustmix.units import Budget, format_budget, parse_budget
+
+# The sweep of budgets, in units of 1/255, by the data set that the data resembles: 8x8 digits need coarser ones.
+SWEEPS: Final[dict[str, tuple[float, ...]]] = {
+    "digits": (8, 16, 24, 32, 48, 64),
+    "cifar10": (0.5, 1, 2, 4, 8),
+    "cifar100": (0.5, 1, 2, 4, 8),
+}
+DEFAULT_SWEEP: Final = (1.0, 2.0, 4.0, 8.0)
+DEFAULT_STEPS: Final = 10
+
+
+def sweep_for(like: str | None) -> tuple[float, ...]:
+    """The budgets (units of 1/255) that a data set is attacked at when nobody names one."""
+    return SWEEPS.get(like or "", DEFAULT_SWEEP)
+
+
+class AttackSpec(Spec):
+    """One attack and its budgets.
+
+    Attributes:
+        name: ``fgsm`` (Goodfellow et al. 2015) or ``ifgsm`` (Kurakin et al. 2017; also called BIM).
+        eps: budgets in L-infinity, units of 1/255; the data set's own sweep if not set.
+        steps: iterations of ``ifgsm``.
+        step: length of one iteration in units of 1/255; eps / steps if not set (Zhang et al. 2018).
+    """
+
+    name: Attack
+    eps: tuple[Budget, ...] | None = Field(default=None, min_length=1)
+    steps: int | None = Field(default=None, ge=1, le=100_000)
+    step: Budget | None = None
+
+    @model_validator(mode="after")
+    def _budgets_can_be_reached(self) -> Self:
+        if self.name == "fgsm" and (self.steps is not None or self.step is not None):
+            raise ValueError("fgsm takes one full step: 'steps' and 'step' belong to ifgsm")
+        for eps in self.eps or ():
+            check_reach(eps, self.iterations, self.step)
+        return self
+
+    @property
+    def iterations(self) -> int:
+        """Gradients per budget."""
+        return 1 if self.name == "fgsm" else self.steps or DEFAULT_STEPS
+
+    def step_at(self, eps: float) -> float:
+        """Length of one iteration at a budget, both in units of 1/255."""
+        return self.step if self.step is not None else eps / self.iterations
+
+    def at(self, like: str | None) -> "AttackSpec":
+        """This attack with the data set's own sweep where no budget was named, in ascending order, each once."""
+        budgets = sorted(set(self.eps or sweep_for(like)))
+        for eps in budgets:
+            check_reach(eps, self.iterations, self.step)
+        return self.model_copy(update={"eps": tuple(budgets)})
+
+
+def check_reach(eps: float, steps: int, step: float | None) -> None:
+    """Refuse an attack that can never reach its budget (lengths in units of 1/255).
+
+    Raises:
+        SpecError: steps x step < eps.
+    """
+    if step is not None and steps * step < eps * (1 - 1e-9):
+        raise SpecError(
+            f"{steps} steps of {format_budget(step)}/255 reach only {format_budget(steps * step)}/255, not the budget "
+            f"{format_budget(eps)}/255: take more steps or a step of at least {format_budget(eps / steps)}/255"
+        )
+
+
+def _names(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class PublishedDesign(Spec):
+    """The subset of the matrix that a publication scored, so that the report can mark it.
+
+    Attributes:
+        experiments: ids of the experiments in ``published.toml``.
+        white: runs that attack themselves.
+        source: the run that crafts the black-box examples.
+        targets: the runs that are scored on them.
+    """
+
+    experiments: Names
+    white: tuple[str, ...]
+    source: str
+    targets: tuple[str, ...]
+
+
+class Suite(Spec):
+    """What is trained, attacked and reported together.
+
+    Attributes:
+        version: of this grammar.
+        title: the page's heading.
+        data: the data set, as `robustmix.load_data` takes it; the sources' own if not set.
+        train: tables ``[train.NAME]``: a recipe's fields, or ``recipe = NAME`` and fields on top, and ``seeds``.
+        sources: runs that craft, names or globs; all trained here if not set.
+        targets: runs that are scored, names or globs; the sources if not set.
+        attack: tables ``[[attack]]``.
+        limit: attack the first N test examples only.
+        headline_eps: the budget (units of 1/255) of the page's head.
+        published: the publication's own subset of the matrix.
+        note: one sentence that the page shows below its heading.
+    """
+
+    version: Literal[1]
+    title: str
+    data: str | None = None
+    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sources: Names | None = None
+    targets: Names | None = None
+    attack: tuple[AttackSpec, ...] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    headline_eps: Annotated[float, BeforeValidator(parse_budget)] | None = None
+    published: PublishedDesign | None = None
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        runs = self.runs()
+        if not runs and not self.sources:
+            raise ValueError("nothing to attack: give 'sources' or a [train.NAME] table")
+        if self.published:
+            named = {*self.published.white, self.published.source, *self.published.targets}
+            if runs and (missing := sorted(named - set(runs))):
+                raise ValueError(unknown("run in [published]", missing[0], runs))
+        attacks = [(spec.name, spec.steps, spec.step) for spec in self.attack]
+        if len(set(attacks)) < len(attacks):
+            raise ValueError("the same attack stands twice with the same steps: put its budgets into one eps list")
+        budgets = {eps for spec in self.attack for eps in spec.eps or ()}
+        all_listed = all(spec.eps is not None for spec in self.attack)
+        if self.headline_eps is not None and all_listed and self.headline_eps not in budgets:
+            raise ValueError(f"headline_eps = {format_budget(self.headline_eps)} is not among the eps of any attack")
+        return self
+
+    def runs(self, on_top: Mapping[str, Any] | None = None) -> dict[str, Recipe]:
+        """The recipe of every run that the suite trains, by name.
+
+        Args:
+            on_top: fields that replace those of every recipe (``robustmix run SUITE --epochs 5``).
+
+        Raises:
+            SpecError: a table holds a wrong field.
+        """
+        recipes = {}
+        for name, table in self.train.items():
+            fields = dict(table)
+            seeds = fields.pop("seeds", [1])
+            base = fields.pop("recipe", None)
+            where = f"train.{name}"
+            check_name(name, "run")
+            if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+                raise SpecError(f"{where}.seeds = {seeds!r}: should be a list of whole numbers, such as [1, 2]")
+            if base is not None:
+                fields = {**read_recipe(base), **fields}
+            if self.data is not None:
+                fields.setdefault("data", self.data)
+            for seed in seeds:
+                recipes[f"{name}{seed}"] = load_recipe_fields({**fields, **(on_top or {}), "seed": seed}, where)
+        return recipes
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites inside the package, by name; in a checkout, those of its ``attacks/``."""
+    packaged = Path(str(files("robustmix") / "suites"))
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "attacks"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def known_suites(workspace: Path) -> dict[str, Path]:
+    """Every suite that can be named: the workspace's own hide shipped ones of the same name."""
+    return {
+        **shipped_suites(),
+        **{path.stem: path for path in sorted((workspace / "attacks").glob("*.toml"))},
+    }
+
+
+def load_suite(name_or_path: str | Path, workspace: Path = Path()) -> Suite:
+    """A suite by name or by file.
+
+    Raises:
+        SpecError: there is none of that name, or the file is not a valid suite; says file, key, value and choices.
+    """
+    known = known_suites(workspace)
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if path.suffix != ".toml":
+        raise SpecError(f"{unknown('suite', str(name_or_path), known)}, or give a file that ends in .toml")
+    return validate(Suite, read_toml(path), str(path))
+
+
+def match_runs(patterns: tuple[str, ...], names: list[str], what: str) -> list[str]:
+    """The names that a list of names and globs selects, each once, in the patterns' order.
+
+    Raises:
+        SpecError: a pattern matches nothing.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise SpecError(unknown(what, pattern, names))
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
