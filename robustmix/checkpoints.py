@@ -1,0 +1,101 @@
+"""Weights in and out: the state that training resumes from, and finished models."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from robustmix.errors import CheckpointError
+from robustmix.models import Classifier, ModelSpec
+from robustmix.store.atomic import write_atomically
+from robustmix.store.runs import WEIGHTS, finished_run
+from robustmix.store.workspace import Workspace
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write everything that training resumes from into one atomic file."""
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(state, file)
+
+    write_atomically(path, write)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote; tensors and plain values only, nothing is executed.
+
+    Raises:
+        CheckpointError: it is truncated, foreign, or holds anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a state that robustmix wrote: {_first_line(error)}") from None
+    if not isinstance(state, dict) or state.get("format") != "robustmix-state-1":
+        raise CheckpointError(f"{path} is not a state that robustmix wrote")
+    return state
+
+
+def save_model(path: Path, model: Classifier) -> None:
+    """Write a finished model: its weights, and in the header what is needed to build it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = {"robustmix": json.dumps(model.spec.model_dump(), sort_keys=True)}
+    data = save(tensors, metadata=header)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_model(name_or_path: str | Path, workspace: str | Path | None = None) -> nn.Module:
+    """Load a trained model.
+
+    Args:
+        name_or_path: a run of the workspace, a run's folder, or a ``.safetensors`` file that robustmix wrote.
+        workspace: the folder with ``runs/``; ``ROBUSTMIX_WORKSPACE`` or the current folder if not given.
+
+    Returns:
+        The model in eval mode and channels-last: images [B, C, H, W] in [0, 1] in, logits [B, K] out.
+
+    Raises:
+        CheckpointError: there is no such run, it has not finished, or the file is truncated or foreign.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors":
+        return read_model(path)
+    if path.is_dir() and (path / WEIGHTS).exists():
+        return read_model(path / WEIGHTS)
+    found = Workspace.find(workspace)
+    run = finished_run(found, str(name_or_path))
+    return read_model(found.run(run.name) / WEIGHTS)
+
+
+def read_model(path: Path) -> Classifier:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: it is missing, truncated or foreign.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("robustmix")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {_first_line(error)}") from None
+    if header is None:
+        raise CheckpointError(f"{path} was not written by robustmix: its header names no model")
+    try:
+        model = Classifier(ModelSpec.model_validate_json(header))
+        model.load_state_dict(tensors)
+    except (ValidationError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: weights and header do not belong together: {_first_line(error)}") from None
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

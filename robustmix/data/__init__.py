@@ -1,0 +1,6 @@
+"""Data sets: a train and a test split of inputs and labels, in a space that attacks know the limits of."""
+
+from robustmix.data.dataset import Dataset, Split, TensorSplit
+from robustmix.data.load import data_root, load_data
+
+__all__ = ["Dataset", "Split", "TensorSplit", "data_root", "load_data"]

@@ -1,0 +1,118 @@
+"""From a data spec (``digits``, ``cifar10``, ``folder:NAME``, ``npz:PATH``) to a data set."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from robustmix.data.dataset import Dataset, tensor_split
+from robustmix.data.folder import load_folder
+from robustmix.errors import DataError, SpecError
+from robustmix.spec.names import DATA, DATA_CHOICES, unknown
+from robustmix.units import GREY_LEVELS
+
+DIGITS_TEST = 360
+
+
+def cache_folder() -> Path:
+    """The user's cache for downloads and decoded images."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "robustmix"
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Where data sets lie: the argument, else ``ROBUSTMIX_DATA``, else the user's cache."""
+    chosen = root or os.environ.get("ROBUSTMIX_DATA")
+    return Path(chosen).expanduser() if chosen else cache_folder()
+
+
+def load_data(spec: str = "digits", root: str | Path | None = None) -> Dataset:
+    """Load a data set.
+
+    Args:
+        spec: ``digits`` (embedded), ``cifar10`` or ``cifar100`` (downloaded once), ``folder:NAME_OR_PATH`` (folders
+            ``train/CLASS/`` and ``test/CLASS/`` or ``val/CLASS/``, under the root or anywhere) or ``npz:PATH`` (arrays
+            ``x_train``, ``y_train``, ``x_test``, ``y_test``).
+        root: the folder with the data; see `data_root`.
+
+    Raises:
+        SpecError: no such data set.
+        DataError: it cannot be downloaded or read.
+    """
+    kind, colon, rest = spec.partition(":")
+    if colon and not rest:
+        raise SpecError(f"data {spec!r} names no path; choose from {DATA_CHOICES}")
+    if spec == "digits":
+        return _digits()
+    if spec in ("cifar10", "cifar100"):
+        return _cifar(spec, data_root(root))
+    if colon and kind == "folder":
+        return load_folder(spec, rest, data_root(root), cache_folder() / "decoded")
+    if colon and kind == "npz":
+        return _npz(spec, Path(rest).expanduser())
+    raise SpecError(f"{unknown('data', spec, DATA)}, folder:NAME_OR_PATH, npz:PATH")
+
+
+def _digits() -> Dataset:
+    """The 1,797 8x8 digits of scikit-learn; grey levels 0-16 become 0-255; the last 360 are the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * GREY_LEVELS / 16).astype(np.uint8)[:, None]
+    cut = len(images) - DIGITS_TEST
+    return Dataset(
+        name="digits",
+        spec="digits",
+        train=tensor_split(images[:cut], bunch.target[:cut], "digits"),
+        test=tensor_split(images[cut:], bunch.target[cut:], "digits"),
+        classes=tuple(str(name) for name in bunch.target_names),
+        like="digits",
+        note="8x8 digits of scikit-learn, the last 360 of 1,797 as the test set",
+    )
+
+
+def _cifar(spec: str, root: Path) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads it once and checks it."""
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec]
+    try:
+        train, test = (kind(str(root), train=half, download=True) for half in (True, False))
+    except (OSError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{spec} is not in {root} and cannot be downloaded into it ({reason}); put torchvision's copy there, or "
+            "name the folder that has it with --data-root or ROBUSTMIX_DATA"
+        ) from None
+    return Dataset(
+        name=spec,
+        spec=spec,
+        train=tensor_split(train.data, np.asarray(train.targets), spec),
+        test=tensor_split(test.data, np.asarray(test.targets), spec),
+        classes=tuple(train.classes),
+        like=spec,
+    )
+
+
+def _npz(spec: str, path: Path) -> Dataset:
+    """Arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` in one file of numpy's; nothing in it is unpickled."""
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in wanted if key not in file]
+            if missing:
+                raise DataError(f"{spec}: array {missing[0]!r} is missing; found {', '.join(file) or 'none'}")
+            arrays = {key: file[key] for key in wanted}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{spec}: cannot be read as an .npz file: {str(error).splitlines()[0]}") from None
+    train = tensor_split(arrays["x_train"], arrays["y_train"], f"{spec}: train")
+    test = tensor_split(arrays["x_test"], arrays["y_test"], f"{spec}: test")
+    count = 1 + max(int(train.labels.max()), int(test.labels.max()))
+    return Dataset(
+        name=path.stem,
+        spec=spec,
+        train=train,
+        test=test,
+        classes=tuple(str(label) for label in range(max(2, count))),
+    )

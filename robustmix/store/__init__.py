@@ -1,0 +1,1 @@
+"""Runs, cells and tables as files of a workspace. No torch."""
