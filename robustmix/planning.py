@@ -10,9 +10,9 @@ from robustmix.data import Dataset, TensorSplit, load_data
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.models import Classifier
 from robustmix.progress import say
-from robustmix.spec.suite import AttackSpec, Suite, match_runs
+from robustmix.spec.suite import AttackSpec, Suite
 from robustmix.store.cells import CellIdentity, cell_path, clean_identity
-from robustmix.store.runs import Run, finished_run, run_names
+from robustmix.store.runs import Run, common_data, suite_runs
 from robustmix.store.workspace import Workspace
 from robustmix.units import format_budget
 
@@ -93,12 +93,8 @@ def make_plan(
     """
     if batch_size < 1:
         raise SpecError(f"batch size {batch_size} must be at least 1")
-    names = run_names(place)
-    own = tuple(suite.train) and tuple(suite.runs())
-    sources = match_runs(suite.sources or own, names, "run")
-    targets = match_runs(suite.targets or suite.sources or own, names, "run")
-    runs = {name: finished_run(place, name) for name in dict.fromkeys([*sources, *targets])}
-    data = load_data(suite.data or _common_data([runs[name] for name in sources]), data_root)
+    sources, targets, runs = suite_runs(place, suite)
+    data = load_data(suite.data or common_data([runs[name] for name in sources]), data_root)
     for run in runs.values():
         _check_fit(run, data, place)
     inputs = data.test.first(suite.limit)
@@ -143,13 +139,6 @@ def _identity(
         step_255=attack.step_at(eps),
         batch_size=batch_size,
     )
-
-
-def _common_data(sources: list[Run]) -> str:
-    specs = {run.recipe.data for run in sources}
-    if len(specs) > 1:
-        raise SpecError(f"the sources were trained on different data ({', '.join(sorted(specs))}): choose with --data")
-    return specs.pop()
 
 
 def _check_fit(run: Run, data: Dataset, place: Workspace) -> None:

@@ -1,0 +1,215 @@
+"""Published figures and what was measured beside them, with the reasons why they may differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, level, reasons, sources
+from robustmix.report.material import Material, Result
+from robustmix.report.text import ATTACKS, NBSP, ROLES, budget, interval, method_name, percent
+
+# Published tables of clean errors that a page shows beside its own; the others repeat them or mix in other things.
+CLEAN_EXPERIMENTS: Final = ("ali-clean", "zhang-fig3a", "zhang-fig3a-corrected")
+STATISTICS: Final[dict[Statistic, str]] = {
+    "last": "last epoch",
+    "best-on-test": "best on test",
+    "median-last-10": "median of last 10",
+    "unknown": "not stated",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published figure and what was measured beside it.
+
+    Attributes:
+        role: and attack, in words.
+        method: of the scored network.
+        measured: (run, source or None, error, interval), as text; empty if nothing was measured.
+        published: value in per cent, with a mark if it does not reproduce.
+        certainty: a key of `robustmix.published.CERTAINTY`.
+        statistic: which epoch's error it is.
+        reproduces: whether it does.
+        level: how far the two can be compared; None if nothing was measured.
+        reasons: why they may differ.
+    """
+
+    role: str
+    method: str
+    measured: tuple[tuple[str, str | None, str, str], ...]
+    published: str
+    certainty: str
+    statistic: str
+    reproduces: bool
+    level: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """The figures of one published table.
+
+    Attributes:
+        id: of the experiment.
+        title: source and place in it.
+        subject: published data set and model.
+        note: of the experiment.
+        rows: one per figure.
+        shared: reasons that hold for every row, and stand in none of them.
+    """
+
+    id: str
+    title: str
+    subject: str
+    note: str
+    rows: tuple[Comparison, ...]
+    shared: tuple[str, ...]
+
+
+def comparison_tables(material: Material) -> list[ComparisonTable]:
+    """The published designs of the suite, then clean errors, each beside what was measured."""
+    suite = material.evidence.suite
+    names = suite.published.experiments if suite and suite.published else ()
+    found = [_table(name, _adversarial(name, material)) for name in names]
+    found += [_table(name, _clean(name, material)) for name in CLEAN_EXPERIMENTS]
+    return [table for table in found if table.rows]
+
+
+def cited(tables: Sequence[ComparisonTable]) -> list[Source]:
+    """The sources of the figures that the page shows."""
+    known = experiments()
+    keys = dict.fromkeys(known[table.id].source for table in tables)
+    return [sources()[key] for key in keys]
+
+
+def citation(source: Source) -> str:
+    """A source in a few words: ``Zhang et al. 2018``."""
+    authors = source.authors.split(", ")
+    who = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
+    if source.authors == "not recorded":
+        return source.title.split("(")[0].strip()
+    return f"{who} {source.year}" if source.year else f"{who}, {source.title}"
+
+
+def _table(name: str, rows: Sequence[tuple[Figure, Comparison]]) -> ComparisonTable:
+    experiment = experiments()[name]
+    source = sources()[experiment.source]
+    compared = [set(row.reasons) for _, row in rows if row.level]
+    shared = set.intersection(*compared) if compared else set()
+    first: tuple[str, ...] = next((row.reasons for _, row in rows if row.level), ())
+    return ComparisonTable(
+        id=name,
+        title=f"{citation(source)}, {experiment.where}",
+        subject=", ".join(dict.fromkeys(f"{figure.data}, {figure.model}" for figure, _ in rows)),
+        note=experiment.note,
+        rows=tuple(_without(row, shared) for _, row in rows),
+        shared=tuple(reason for reason in first if reason in shared),
+    )
+
+
+def _without(row: Comparison, shared: set[str]) -> Comparison:
+    return replace(row, reasons=tuple(reason for reason in row.reasons if reason not in shared))
+
+
+def _adversarial(name: str, material: Material) -> list[tuple[Figure, Comparison]]:
+    suite = material.evidence.suite
+    assert suite is not None
+    design = suite.published
+    assert design is not None
+    found = []
+    for figure in experiments()[name].figures:
+        if figure.metric != "top1_error" or figure.role == "clean":
+            continue
+        names = design.white if figure.role == "white" else design.targets
+        runs = [material.runs[run] for run in names if material.runs[run].recipe.method == figure.method]
+        source = material.runs[design.source]
+        if figure.role == "transfer" and figure.source_method not in (None, source.recipe.method):
+            runs = []
+        results = []
+        for run in runs:
+            crafted = run.name if figure.role == "white" else source.name
+            matching = material.find(figure.role, source=crafted, target=run.name, attack=figure.attack)
+            matching = [r for r in matching if figure.steps in (None, r.steps)]
+            at = {r.eps: r for r in matching}
+            best = at.get(figure.eps_255 or 0) or at.get(material.evidence.headline_eps)
+            results += [best] if best else []
+        results = [r for r in results if r.eps == results[0].eps]
+        found.append((figure, _row(figure, results, material)))
+    order = list(dict.fromkeys((figure.role, figure.attack) for figure, _ in found))
+    return sorted(found, key=lambda pair: order.index((pair[0].role, pair[0].attack)))
+
+
+def _clean(name: str, material: Material) -> list[tuple[Figure, Comparison]]:
+    data = {material.facts.data, material.facts.like}
+    found = []
+    for figure in find(experiment=name, role="clean", metric="top1_error", model="preact_resnet18"):
+        results = [r for r in material.find("clean") if material.runs[r.target].recipe.method == figure.method]
+        if figure.data in data and results:
+            found.append((figure, _row(figure, results, material)))
+    return found
+
+
+def _row(figure: Figure, results: Sequence[Result], material: Material) -> Comparison:
+    facts = measured_facts(results, material) if results else {}
+    at = f", {budget(results[0].eps)}" if results and figure.role != "clean" else ""
+    attack = f" {ATTACKS.get(figure.attack, figure.attack)}" if figure.attack else " error"
+    return Comparison(
+        role=f"{ROLES[figure.role]}{attack}{at}",
+        method=method_name(figure.method),
+        measured=tuple(
+            (r.target, r.source if r.role == "transfer" else None, percent(r.error), interval(r.low, r.high))
+            for r in results
+        ),
+        published=_published(figure),
+        certainty=figure.certainty,
+        statistic=STATISTICS[figure.statistic],
+        reproduces=figure.reproduces,
+        level=level(figure, facts) if results else None,
+        reasons=tuple(reasons(figure, facts)) if results else (),
+    )
+
+
+def _published(figure: Figure) -> str:
+    """The published error in per cent, with the decimals that the source prints."""
+    decimals = max(1, len(figure.reported.partition(".")[2]))
+    return f"{figure.value:.{decimals}f}{NBSP}%"
+
+
+def measured_facts(results: Sequence[Result], material: Material) -> dict[str, Any]:
+    """What `robustmix.published.reasons` needs to know of cells that stand beside one figure; runs share a recipe."""
+    result = results[0]
+    run = material.runs[result.target]
+    recipe, facts = run.recipe, run.facts
+    source = material.runs[result.source].recipe.method if result.source else None
+    return {
+        "data": material.facts.data,
+        "like": material.facts.like,
+        "data_note": material.facts.data_note,
+        "model": recipe.model,
+        "width": recipe.width,
+        "method": recipe.method,
+        "metric": "top1_error",
+        "role": result.role,
+        "attack": result.attack if result.source else None,
+        "norm": result.norm if result.source else None,
+        "source_method": source if result.role == "transfer" else None,
+        "statistic": "last",
+        "epochs": recipe.epochs,
+        "train_examples": facts.train_examples if facts else None,
+        "train_error": 100 * run.final("train_error"),
+        "eps_255": result.eps,
+        "step_255": result.step,
+        "steps": result.steps,
+        "n": result.n,
+        "alpha": recipe.alpha,
+        "batch_size": recipe.batch_size,
+        "lr": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "seeds": [material.runs[r.target].recipe.seed for r in results],
+    }
+
+
+def marks(tables: Sequence[ComparisonTable]) -> list[tuple[str, str]]:
+    """The certainty marks that the tables use, and what they mean."""
+    used = {row.certainty for table in tables for row in table.rows}
+    return [(mark, meaning) for mark, meaning in CERTAINTY.items() if mark in used]

@@ -1,0 +1,103 @@
+"""From a report's folder to its page."""
+
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robustmix.report import comparison, tables, words
+from robustmix.report.evidence import collect
+from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
+from robustmix.report.material import Material
+from robustmix.report.text import budget
+from robustmix.spec.suite import Suite
+from robustmix.store.atomic import write_text
+from robustmix.store.workspace import Workspace
+
+INDEX: Final = "index.html"
+HERE: Final = Path(__file__).parent
+
+
+def write_report(
+    place: Workspace,
+    name: str | None,
+    *,
+    suite: Suite | None = None,
+    suite_name: str | None = None,
+    data: str | None = None,
+    command: str = "robustmix report",
+    inputs: str | None = None,
+) -> Path:
+    """Gather what a page is made of and render it; see `robustmix.report.evidence.collect` for the arguments.
+
+    Returns:
+        The page, ``reports/<name>/index.html``.
+
+    Raises:
+        SpecError: a name that does not exist, or several data sets to choose from.
+        CheckpointError: a run is missing or unfinished.
+        StoreError: a cell is missing or damaged, or the folder cannot be written.
+    """
+    folder = collect(place, name, suite=suite, suite_name=suite_name, data=data, command=command, inputs=inputs)
+    return render(folder)
+
+
+def render(folder: Path) -> Path:
+    """Write a report's page from its own folder: the same folder gives the same bytes.
+
+    Args:
+        folder: with ``evidence.json`` and ``cells/``, as `robustmix.report.evidence.collect` makes it.
+
+    Returns:
+        The page.
+
+    Raises:
+        StoreError: a file is missing, damaged or cannot be written.
+        SpecError: a field of ``evidence.json`` is wrong.
+    """
+    material = Material.read(folder)
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    compared = comparison.comparison_tables(material)
+    drawn = lines(material)
+    text = environment.get_template("page.html.j2").render(
+        evidence=material.evidence,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        warnings=words.warnings(material),
+        answers=words.answers(material),
+        scope=words.scope(material),
+        comparisons=compared,
+        marks=comparison.marks(compared),
+        sources=comparison.cited(compared),
+        families=list(material.families),
+        headline=budget(material.evidence.headline_eps),
+        means=[
+            (label, tables.headline_table(material, label))
+            for label in material.attacks
+            if material.headline(label) is not None
+        ],
+        legend=[(name, material.family_of[name], Markup(key(name, line))) for name, line in drawn.items()],
+        curves=_safe(eps_curves(material)),
+        matrices=_safe(transfer_matrices(material)),
+        results=tables.result_rows(material),
+        training=tables.training_rows(material),
+        facts=tables.provenance(material),
+        runs=list(material.runs.values()),
+        attacks=material.attacks,
+        name=folder.name,
+    )
+    page = folder / INDEX
+    write_text(page, text)
+    return page
+
+
+def _safe(drawings: list[Drawing]) -> list[tuple[str, Markup]]:
+    """Figures whose texts matplotlib and `figures` have escaped."""
+    return [(drawing.title, Markup(drawing.svg)) for drawing in drawings]

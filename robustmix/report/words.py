@@ -1,0 +1,156 @@
+"""The page's generated sentences. They speak of runs by their names, never of methods."""
+
+from collections.abc import Sequence
+from itertools import product
+
+from robustmix.published import UNFITTED, find, sources
+from robustmix.report.comparison import citation
+from robustmix.report.material import Material, Result
+from robustmix.report.text import budget, interval, join_names, percent, plural
+
+# As many runs as one sentence can name.
+MOST = 6
+# A claim about methods needs a test over the means of at least so many seeds.
+SEEDS_FOR_METHODS = 3
+
+
+def warnings(material: Material) -> list[str]:
+    """What a reader must know before any number: how far the networks were trained, and how unlike the published."""
+    return [*_training(material), *_unlike_published(material)]
+
+
+def answers(material: Material) -> list[str]:
+    """The measured errors at the headline budget, one sentence per attack and kind of source."""
+    found = [_clean(material)]
+    for label in material.attacks:
+        eps = material.headline(label)
+        white = [r for r in material.find("white", label=label, eps=eps) if r.target in _named(material)]
+        if white:
+            sentence = f"Under white-box {label} at {budget(white[0].eps)}, {_errors(white, of_n=True)}."
+            found.append(" ".join([sentence, *_pairs(material.find("white", label=label, eps=eps), material)]))
+    for label in material.attacks:
+        sentences = []
+        for source in _sources(material):
+            results = material.find("transfer", label=label, eps=material.headline(label), source=source)
+            results = [r for r in results if r.target in _named(material)]
+            if results:
+                sentences.append(f"crafted on {source}, {_errors(results)}")
+        if sentences:
+            eps = material.headline(label) or 0
+            found.append(f"Transferred {label} at {budget(eps)}: {'; '.join(sentences)}.")
+    return found
+
+
+def scope(material: Material) -> str:
+    """What the intervals and the comparison do not say."""
+    counts = {family: len(names) for family, names in material.families.items()}
+    seeds = join_names(f"{plural(count, 'run')} of {family}" for family, count in counts.items())
+    text = (
+        "The intervals are 95 % Wilson intervals over the test images: they speak of these trained networks, "
+        "not of how another run of the same recipe would turn out."
+    )
+    if min(counts.values()) < SEEDS_FOR_METHODS:
+        return f"{text} With {seeds}, fewer than {SEEDS_FOR_METHODS} seeds each, nothing here is a claim about methods."
+    return f"{text} There are {seeds}; no test over seeds was made, so nothing here is a claim about methods."
+
+
+def _clean(material: Material) -> str:
+    clean = [r for r in material.find("clean") if r.target in _named(material)]
+    return f"Without an attack, {_errors(clean, of_n=True)}."
+
+
+def _errors(results: Sequence[Result], *, of_n: bool = False) -> str:
+    parts = []
+    for place, r in enumerate(results):
+        verb = f"{r.target} errs on" if place == 0 else f"{r.target} on"
+        count = f" of {plural(r.n, 'image')}" if of_n and place == 0 else ""
+        parts.append(f"{verb} {percent(r.error)} {interval(r.low, r.high)}{count}")
+    return join_names(parts)
+
+
+def _pairs(white: Sequence[Result], material: Material) -> list[str]:
+    """How often a run of another method errs less than an ERM run: a count of pairs, not a test."""
+    by_method: dict[str, list[Result]] = {}
+    for result in white:
+        by_method.setdefault(material.runs[result.target].recipe.method, []).append(result)
+    base = by_method.pop("erm", [])
+    found = []
+    for results in by_method.values():
+        pairs = list(product(base, results))
+        if len(pairs) < 2:
+            continue
+        less = sum(other.error < erm.error for erm, other in pairs)
+        more = sum(other.error > erm.error for erm, other in pairs)
+        ours, theirs = join_names(r.target for r in results), join_names(r.target for r in base)
+        tied = len(pairs) - less - more
+        ties = f" and ties in {tied}" if tied else ""
+        found.append(
+            f"Of the {plural(len(pairs), 'pair')} of one of {theirs} and one of {ours}, the latter errs less in {less} "
+            f"and more in {more}{ties}."
+        )
+    return found
+
+
+def _named(material: Material) -> list[str]:
+    """The runs that sentences name: all if they are few, else the published design's, else the first of each family."""
+    names = [name for name in material.runs if name in material.evidence.targets]
+    if len(names) <= MOST:
+        return names
+    suite = material.evidence.suite
+    if suite and suite.published:
+        return list(dict.fromkeys([*suite.published.white, *suite.published.targets]))
+    return [family[0] for family in material.families.values()][:MOST]
+
+
+def _sources(material: Material) -> list[str]:
+    """One source per family: an ERM source alone would answer by construction."""
+    suite = material.evidence.suite
+    design = suite.published.source if suite and suite.published else None
+    chosen = []
+    for names in material.families.values():
+        crafts = [name for name in names if name in material.evidence.sources]
+        chosen += [design] if design in crafts else crafts[:1]
+    return [name for name in chosen if name]
+
+
+def _training(material: Material) -> list[str]:
+    alike: dict[tuple[str, int, int, int | None], list[str]] = {}
+    for run in material.runs.values():
+        examples = run.facts.train_examples if run.facts else None
+        of = (run.recipe.model, run.recipe.width, len(run.history), examples)
+        alike.setdefault(of, []).append(run.name)
+    found = []
+    for (model, width, epochs, examples), names in alike.items():
+        errors = [(name, material.runs[name].final("train_error")) for name in names]
+        errors_known = [f"{name} {percent(error)}" for name, error in errors if error == error]
+        on = f" on {plural(examples, 'image')}" if examples else ""
+        known = f" Error on their own training images, unmixed: {join_names(errors_known)}." if errors_known else ""
+        many = len(names) > 1
+        found.append(
+            f"{join_names(names)} {'are' if many else 'is'} {model} of width {width}, trained for "
+            f"{plural(epochs, 'epoch')}{on}.{known}"
+        )
+    unfitted = [name for name, run in material.runs.items() if 100 * run.final("train_error") >= UNFITTED]
+    if unfitted:
+        found.append(f"{join_names(unfitted)} did not fit the training set: not converged.")
+    return found
+
+
+def _unlike_published(material: Material) -> list[str]:
+    """In how far the networks are smaller or trained for less than those behind the published clean errors."""
+    reference = find(role="clean", experiment="zhang-fig3a", data=material.facts.like, model="preact_resnet18")
+    if not reference:
+        return []
+    width, epochs = reference[0].width, reference[0].recipe.epochs
+    other = [
+        name
+        for name, run in material.runs.items()
+        if run.recipe.width != width or run.recipe.epochs != epochs or len(run.history) != epochs
+    ]
+    if not other:
+        return []
+    where = f"{citation(sources()[reference[0].source])}, {reference[0].where}"
+    return [
+        f"Beside {where}: the published networks have width {width} and {epochs} epochs, so the errors of "
+        f"{join_names(other)} are not comparable with theirs in level."
+    ]

@@ -1,0 +1,600 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binomtest
+
+from robustmix.errors import SpecError, StoreError
+from robustmix.report import Evidence, collect, load, load_cells, render, write_report
+from robustmix.report.material import Material
+from robustmix.report.words import scope
+from robustmix.spec.recipe import Recipe
+from robustmix.spec.suite import Suite, load_suite, shipped_suites
+from robustmix.spec.validation import validate
+from robustmix.store.cells import ROWS, Cell, CellFacts, CellIdentity, cell_path, clean_identity, read_cells, write_cell
+from robustmix.store.runs import RunFacts, read_run, write_history, write_recipe
+from robustmix.store.workspace import Workspace
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}"
+RUNS = {"erm1": ("erm", 1), "erm2": ("erm", 2), "mixup1": ("mixup", 1), "mixup2": ("mixup", 2)}
+SWEEP = [("fgsm", 1, eps) for eps in (0.5, 1.0, 4.0)] + [("ifgsm", 10, eps) for eps in (1.0, 4.0)]
+INPUTS = "5" * 64
+N = 50
+
+SUITE: dict[str, Any] = {
+    "version": 1,
+    "title": f"Is mixup robust? {EVIL}",
+    "note": f"A note. {EVIL}",
+    "data": "cifar10",
+    "headline_eps": 4,
+    "sources": "*[12]",
+    "attack": [{"name": "fgsm", "eps": ["0.5/255", 1, 4]}, {"name": "ifgsm", "eps": [1, 4], "steps": 10}],
+    "published": {
+        "experiments": ["ali-cifar10", "zhang-table3"],
+        "white": ["erm1", "mixup1"],
+        "source": "erm1",
+        "targets": ["erm2", "mixup1"],
+    },
+}
+
+
+def suite(**changes: Any) -> Suite:
+    return validate(Suite, {**SUITE, **changes})
+
+
+def add_run(place: Workspace, name: str, method: str, seed: int, data: str = "cifar10") -> None:
+    folder = place.run(name)
+    write_recipe(folder, Recipe(data=data, method=method, alpha=1 if method == "mixup" else None, epochs=2, seed=seed))
+    facts = RunFacts(
+        data=data, like=data, data_note=f"its note {EVIL}", train_digest="d" * 64, train_examples=50_000, classes=10,
+        parameters=700_506, device=f"cpu {EVIL}", threads=2, robustmix="0", torch="0",
+    )  # fmt: skip
+    common = {"lr": 0.1, "train_loss": 1.0, "val_error": None, "seconds": 1.0}
+    rows = [
+        {"epoch": 1, "train_error_mixed": 0.5, "train_error": None, "test_error": 0.4, **common},
+        {"epoch": 2, "train_error_mixed": 0.456, "train_error": 0.221, "test_error": 0.3, **common},
+    ]
+    write_history(folder, rows, facts)
+    (folder / "model.safetensors").write_bytes(f"weights of {name}".encode())
+
+
+def make_cell(identity: CellIdentity, n: int, data: str = "cifar10") -> Cell:
+    """A cell whose errors are drawn from its own key."""
+    rng = np.random.default_rng(int(identity.key()[:8], 16))
+    label = rng.integers(0, 10, n)
+    wrong = rng.random(n) < 0.2 + 0.15 * min(identity.eps_255, 4)
+    zeros = np.zeros(n, "float32")
+    columns = [np.arange(n), label, np.where(wrong, (label + 1) % 10, label), np.ones(n, bool)]
+    columns += [zeros + 0.5, zeros, zeros + identity.eps_255 / 255, zeros, zeros + 1]
+    rows = pa.table([pa.array(part).cast(field.type) for part, field in zip(columns, ROWS, strict=True)], schema=ROWS)
+    facts = CellFacts(
+        data=data, like=data, data_note=f"a note, {EVIL}", data_spec=data, classes=(EVIL, *"123456789"),
+        source_name=None, target_name="t", forward=7, backward=3, unit_seconds=1.0, device="cpu", torch="0",
+        robustmix="0",
+    )  # fmt: skip
+    return Cell(identity, facts, rows)
+
+
+def add_cells(
+    place: Workspace, *, inputs: str = INPUTS, n: int = N, data: str = "cifar10", batch_size: int = 256
+) -> None:
+    digests = {name: read_run(place, name).weights for name in RUNS}
+    for target in digests.values():
+        assert target is not None
+        write_cell(place.cells, make_cell(clean_identity(target, inputs, batch_size), n, data))
+        for source in digests.values():
+            for attack, steps, eps in SWEEP:
+                identity = CellIdentity(
+                    source=source, target=target, inputs=inputs, attack=attack, eps_255=eps, steps=steps,
+                    step_255=eps / steps, batch_size=batch_size,
+                )  # fmt: skip
+                write_cell(place.cells, make_cell(identity, n, data))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    place = Workspace(tmp_path_factory.mktemp("made"))
+    for name, (method, seed) in RUNS.items():
+        add_run(place, name, method, seed)
+    add_cells(place)
+    return place
+
+
+@pytest.fixture
+def place(made: Workspace, tmp_path: Path) -> Workspace:
+    """A workspace of one's own to spoil."""
+    shutil.copytree(made.root, tmp_path / "ws")
+    shutil.rmtree(tmp_path / "ws" / "reports", ignore_errors=True)
+    return Workspace(tmp_path / "ws")
+
+
+@pytest.fixture(scope="module")
+def folder(made: Workspace) -> Path:
+    command = f"robustmix run mine --note '{EVIL}'"
+    return write_report(made, "mine", suite=suite(), suite_name="mine", command=command).parent
+
+
+class Page(HTMLParser):
+    """The tags, the texts and the tables of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.items: list[str] = []
+        self.text = ""
+        self.caption = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "br", "use", "path"):
+            self.open.append(tag)
+        if tag == "table":
+            self.caption = ""
+        elif tag == "tr":
+            self.tables.setdefault(self.caption.strip(), []).append([])
+        elif tag in ("th", "td"):
+            self.tables[self.caption.strip()][-1].append("")
+        elif tag == "li":
+            self.items.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "caption" in self.open:
+            self.caption += data
+        for tags in (("th",), ("td",)):
+            if any(tag in self.open for tag in tags):
+                self.tables[self.caption.strip()][-1][-1] += data
+        if "li" in self.open:
+            self.items[-1] += data
+
+    def table(self, part: str) -> list[list[str]]:
+        """The body and head of the table whose caption holds a text, its spaces made plain."""
+        (found,) = [rows for caption, rows in self.tables.items() if part in caption]
+        return [[" ".join(cell.split()) for cell in row] for row in found]
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page((folder / "index.html").read_text(encoding="utf-8"))
+
+
+def svgs(folder: Path) -> Iterator[ElementTree.Element]:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    for found in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        yield ElementTree.fromstring(found)
+
+
+def errors(place: Workspace) -> dict[tuple[str | None, str, str, float], tuple[int, int]]:
+    """(source, target, attack, budget) -> wrong and all, counted from the cells alone."""
+    name = {read_run(place, run).weights: run for run in RUNS}
+    found = {}
+    for cell in read_cells(place.cells):
+        wrong = cell.rows["label"].to_numpy() != cell.rows["prediction"].to_numpy()
+        identity = cell.identity
+        source = name[identity.source] if identity.source else None
+        found[source, name[identity.target], identity.attack, identity.eps_255] = int(wrong.sum()), len(wrong)
+    return found
+
+
+def rate(wrong: int, total: int) -> str:
+    return f"{100 * wrong / total:.1f} %"
+
+
+def wilson(wrong: int, total: int) -> str:
+    low, high = binomtest(wrong, total).proportion_ci(method="wilson")
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_full_table_equals_the_cells(made: Workspace, page: Page) -> None:
+    _, *rows = page.table("Every cell")
+    counted = errors(made)
+    clean_rates = {run: rate(*counted[None, run, "clean", 0]) for run in RUNS}
+    assert len(rows) == len(counted) == 4 + 16 * len(SWEEP)
+    attacks = {"FGSM": "fgsm", "I-FGSM": "ifgsm", "–": "clean"}
+    for role, source, target, attack, steps, step, budget, error, interval, clean, success, largest, passes in rows:
+        eps = float(budget.removesuffix("/255"))
+        wrong, total = counted.pop((None if source == "–" else source, target, attacks[attack], eps))
+        assert (error, interval) == (rate(wrong, total), wilson(wrong, total))
+        assert role == ("clean" if source == "–" else "white box" if source == target else "transfer")
+        assert clean == clean_rates[target]
+        assert passes == "7 + 3"
+        if role == "clean":
+            assert (steps, step, success, largest) == ("–",) * 4
+        else:
+            assert largest == "100.0 %"
+            assert steps == {"FGSM": "1", "I-FGSM": "10"}[attack]
+            assert float(step.removesuffix("/255")) * int(steps) == pytest.approx(eps)
+            assert success.endswith(" %")
+    assert not counted
+
+
+def test_published_stands_beside_measured(made: Workspace, page: Page) -> None:
+    counted = errors(made)
+    expected = {
+        ("table 3", "white box FGSM", "ERM"): ("90.7 %", ("erm1", "erm1", "fgsm")),
+        ("table 3", "white box FGSM", "mixup"): ("75.2 %", ("mixup1", "mixup1", "fgsm")),
+        ("table 3", "white box I-FGSM", "ERM"): ("99.9 %", ("erm1", "erm1", "ifgsm")),
+        ("table 3", "white box I-FGSM", "mixup"): ("99.6 %", ("mixup1", "mixup1", "ifgsm")),
+        ("table 3", "transfer FGSM", "ERM"): ("57.0 %", ("erm1", "erm2", "fgsm")),
+        ("table 3", "transfer FGSM", "mixup"): ("46.0 %", ("erm1", "mixup1", "fgsm")),
+        ("table 3", "transfer I-FGSM", "ERM"): ("57.3 %", ("erm1", "erm2", "ifgsm")),
+        ("table 3", "transfer I-FGSM", "mixup"): ("40.9 %", ("erm1", "mixup1", "ifgsm")),
+        ("own experiments, attacks", "white box FGSM", "ERM"): ("53.7 %", ("erm1", "erm1", "fgsm")),
+        ("own experiments, attacks", "white box FGSM", "mixup"): ("49.25 %", ("mixup1", "mixup1", "fgsm")),
+        ("own experiments, attacks", "transfer FGSM", "ERM"): ("55.07 %", ("erm1", "erm2", "fgsm")),
+        ("own experiments, attacks", "transfer FGSM", "mixup"): ("49.76 %", ("erm1", "mixup1", "fgsm")),
+    }
+    seen = 0
+    for caption in ("table 3", "own experiments, attacks"):
+        for inputs, method, run, measured, published, _, level, _ in page.table(caption)[1:]:
+            value, (source, target, attack) = expected[caption, inputs.removesuffix(", 4/255"), method]
+            wrong, total = counted[source, target, attack, 4.0]
+            assert measured == f"{rate(wrong, total)} {wilson(wrong, total)}"
+            assert run == target if source == target else f"{target} from {source}"
+            assert published == f"{value} T"
+            assert level == "same design"
+            seen += 1
+    assert seen == len(expected)
+
+
+def test_published_clean_errors_stand_beside_measured(made: Workspace, page: Page) -> None:
+    counted = errors(made)
+    _, erm, mixup = page.table("figure 3a (first")
+    assert (erm[4], mixup[4]) == ("5.6 % T", "3.9 % T†")
+    both = [f"{rate(*counted[None, run, 'clean', 0])} {wilson(*counted[None, run, 'clean', 0])}" for run in RUNS]
+    assert (erm[3], mixup[3]) == (both[0] + both[1], both[2] + both[3])
+    assert page.table("corrected it")[1][4] == "4.2 % T"
+    assert [row[4] for row in page.table("clean error")[1:]] == ["5.37 % T", "4.21 % T"]
+
+
+def test_reasons_stand_once(page: Page) -> None:
+    plain = [" ".join(item.split()) for item in page.items]
+    assert "a narrower network: width 16 of 64" in plain
+    assert "not trained to the end: 22.1 % error on its own training set" in plain
+    assert all("width 16 of 64" not in row[7] for row in page.table("table 3"))
+
+
+def test_means_leave_out_a_network_against_itself(made: Workspace, page: Page) -> None:
+    counted = errors(made)
+    header, *rows = page.table("FGSM at 4/255") if "FGSM at 4/255" in page.tables else page.table("I-FGSM")
+    assert header == ["Crafted on", "ERM is scored", "mixup is scored"]
+    attack = "fgsm" if "FGSM at 4/255" in page.tables else "ifgsm"
+    by_source = {row[0]: row[1:] for row in rows}
+    assert list(by_source) == ["no attack", "itself (white box)", "a run of ERM", "a run of mixup"]
+    for source, crafters in (("a run of ERM", ("erm1", "erm2")), ("a run of mixup", ("mixup1", "mixup2"))):
+        for column, scored in enumerate((("erm1", "erm2"), ("mixup1", "mixup2"))):
+            pairs = [(s, t) for s in crafters for t in scored if s != t]
+            rates = [counted[s, t, attack, 4.0][0] / N for s, t in pairs]
+            low, high = 100 * min(rates), 100 * max(rates)
+            expected = f"{100 * sum(rates) / len(rates):.1f} %{low:.1f} to {high:.1f}{len(pairs)} pairs"
+            assert by_source[source][column] == expected
+
+
+def test_first_screen_speaks_of_runs(made: Workspace, folder: Path, page: Page) -> None:
+    counted = errors(made)
+    plain = [" ".join(item.split()) for item in page.items]
+    (white,) = [item for item in plain if item.startswith("Under white-box FGSM at 4/255")]
+    first, second = counted["erm1", "erm1", "fgsm", 4.0], counted["mixup1", "mixup1", "fgsm", 4.0]
+    assert f"erm1 errs on {rate(*first)} {wilson(*first)} of 50 images" in white
+    assert f"mixup1 on {rate(*second)} {wilson(*second)}" in white
+    transferred = next(item for item in plain if item.startswith("Transferred FGSM"))
+    assert "crafted on erm1" in transferred
+    assert "crafted on mixup1" in transferred
+    for item in plain:
+        if item.startswith(("Under", "Transferred", "Without")):
+            assert not re.search(r"\b(erm|mixup)\b", item, re.IGNORECASE), item
+    text = " ".join(page.text.split())
+    assert "trained for 2 epochs on 50,000 images" in text
+    assert "erm1 22.1 %, erm2 22.1 %, mixup1 22.1 % and mixup2 22.1 %" in text
+    assert "did not fit the training set: not converged" in text
+    assert "published networks have width 64 and 200 epochs" in text
+    assert "nothing here is a claim about methods" in scope(Material.read(folder))
+
+
+def test_training_table(page: Page) -> None:
+    rows = page.table("as they ended")
+    assert [row[0] for row in rows[1:]] == list(RUNS)
+    assert rows[3][1:9] == ["mixup", "1", "2", "22.1 %", "45.6 %", "30.0 %", "preact_resnet18", "16"]
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_has_a_text_alternative(folder: Path) -> None:
+    figures = 0
+    for svg in svgs(folder):
+        assert svg.get("role") == "img"
+        if svg.get("aria-label"):
+            continue
+        figures += 1
+        children = {child.tag: child for child in svg}
+        title, desc = children["title"], children["desc"]
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {desc.get('id')}"
+        assert title.text
+        assert "erm1" in (desc.text or "")
+    assert figures == 2 * 3 + 2
+
+
+def test_matrix_writes_the_numbers_and_frames_the_white_box(made: Workspace, folder: Path) -> None:
+    counted = errors(made)
+    (matrix,) = [svg for svg in svgs(folder) if svg.get("aria-labelledby", "").startswith("matrix1-")]
+    written = Counter(text.text for text in matrix.iter("text"))
+    expected = Counter(f"{100 * counted[s, t, 'fgsm', 4.0][0] / N:.1f}" for s in RUNS for t in RUNS)
+    assert expected <= written
+    framed = [
+        path for path in matrix.iter("path") if "stroke: currentColor; stroke-width: 1.4" in path.get("style", "")
+    ]
+    assert len(framed) == len(RUNS)
+
+
+def test_figures_take_the_colour_of_the_text(folder: Path) -> None:
+    for svg in svgs(folder):
+        for text in svg.iter("text"):
+            assert "fill: currentColor" in text.get("style", "")
+    assert "#010203" not in (folder / "index.html").read_text(encoding="utf-8")
+
+
+# ---- the page as a document --------------------------------------------------------------------------------------
+
+
+def test_page_loads_nothing(folder: Path, page: Page) -> None:
+    tags = Counter(tag for tag, _ in page.tags)
+    assert not {"script", "iframe", "object", "embed", "img", "image", "base", "form"} & set(tags)
+    assert tags["link"] == 1
+    for tag, attributes in page.tags:
+        assert "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#") or attributes[name] == "data:,"
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"url\((.)", text)) == {"#"}
+    assert "@import" not in text
+    assert len(text.encode()) < 1_000_000
+
+
+def test_hostile_texts_are_escaped(page: Page) -> None:
+    assert page.text.count("<script>alert(1)</script>") >= 5
+    assert "{{ 7 * 7 }}" in page.text
+    assert "49" not in re.findall(r"amp;(\S+)", page.text)
+
+
+def test_ids_are_unique_and_references_resolve(folder: Path, page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = set()
+    for _, attributes in page.tags:
+        wanted |= set((attributes.get("aria-labelledby") or "").split())
+        if (href := attributes.get("href") or "").startswith("#"):
+            wanted.add(href[1:])
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert wanted <= set(ids)
+
+
+def test_page_can_be_read_by_ear(page: Page) -> None:
+    attributes = dict(page.tags)
+    assert attributes["html"]["lang"] == "en"
+    assert "width=device-width" in next(a["content"] or "" for _, a in page.tags if a.get("name") == "viewport")
+    tags = Counter(tag for tag, _ in page.tags)
+    assert tags["main"] == tags["header"] == tags["footer"] == tags["nav"] == tags["h1"] == tags["title"] - 8 == 1
+    assert tags["caption"] == tags["table"] > 6
+    assert all(a.get("scope") in ("col", "row") for tag, a in page.tags if tag == "th")
+
+
+# ---- a function of files -----------------------------------------------------------------------------------------
+
+
+def test_same_bytes_wherever_and_whenever(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "index.html").read_bytes()
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    (moved / "index.html").unlink()
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
+    assert render(moved).read_bytes() == before
+    assert str(folder.parent).encode() not in before
+
+
+def test_report_needs_no_torch(folder: Path) -> None:
+    code = (
+        "import sys, robustmix.report as r; from pathlib import Path; r.render(Path(sys.argv[1])); "
+        "print([m for m in ('torch', 'torchvision') if m in sys.modules])"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_evidence_holds_runs_and_suite_whole(made: Workspace, folder: Path) -> None:
+    evidence = load(folder)
+    assert evidence.suite is not None
+    assert evidence.suite.attack[0].eps == (0.5, 1, 4)
+    assert evidence.suite.sources == evidence.targets == tuple(RUNS)
+    assert evidence == Evidence.model_validate_json(evidence.model_dump_json())
+    for record in evidence.runs:
+        run, original = record.as_run(), read_run(made, record.name)
+        assert (run.recipe, run.facts, run.weights) == (original.recipe, original.facts, original.weights)
+        assert run.history.astype(float).equals(original.history.astype(float))
+    assert sorted(cell.key for cell in load_cells(folder, evidence)) == sorted(evidence.cells)
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_shipped_suites_survive_as_json(name: str) -> None:
+    original = load_suite(name)
+    assert validate(Suite, json.loads(original.model_dump_json())) == original
+    assert validate(Suite, original.model_dump()) == original
+
+
+# ---- gathering ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_suite_all_cells_are_reported(place: Workspace) -> None:
+    page = write_report(place, None)
+    assert page == place.root / "reports" / "cifar10" / "index.html"
+    evidence = load(page.parent)
+    assert evidence.headline_eps == 4
+    assert len(evidence.cells) == len(list(place.cells.iterdir()))
+    assert evidence.attack_command == (
+        "robustmix attack --data cifar10 --source erm1 erm2 mixup1 mixup2 --target erm1 erm2 mixup1 mixup2 "
+        "--attack fgsm ifgsm --eps 0.5/255 1 4"
+    )
+
+
+def test_stale_cells_are_removed(place: Workspace) -> None:
+    folder = collect(place, "r", suite=suite())
+    assert len(list((folder / "cells").iterdir())) == 4 + 16 * len(SWEEP)
+    smaller = suite(attack=[{"name": "fgsm", "eps": [4]}], sources=["erm1", "mixup1"], targets=["erm*", "mixup1"])
+    collect(place, "r", suite=smaller)
+    assert len(list((folder / "cells").iterdir())) == 3 + 6
+    assert load(folder).targets == ("erm1", "erm2", "mixup1")
+    render(folder)
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_cell_names_the_command(place: Workspace) -> None:
+    source, target = (read_run(place, run).weights for run in ("erm1", "mixup2"))
+    for cell in read_cells(place.cells):
+        identity = cell.identity
+        if (identity.source, identity.target, identity.attack) == (source, target, "ifgsm"):
+            cell_path(place.cells, identity).unlink()
+    with pytest.raises(StoreError) as error:
+        write_report(place, "mine", suite=suite(), suite_name="mine")
+    text = one_line(error)
+    assert "mixup2 under ifgsm of 10 steps at 1/255 crafted on erm1 on cifar10 (and 1 more)" in text
+    assert text.endswith("compute what is missing with: robustmix attack --suite mine --data cifar10")
+    assert not (place.root / "reports").exists()
+
+
+def test_missing_clean_cell(place: Workspace) -> None:
+    for cell in read_cells(place.cells):
+        if cell.identity.source is None:
+            cell_path(place.cells, cell.identity).unlink()
+    with pytest.raises(StoreError, match="on clean inputs"):
+        collect(place, "mine", suite=suite())
+    with pytest.raises(StoreError, match="clean cell"):
+        collect(place, "all")
+    assert not (place.root / "reports").exists()
+
+
+def test_several_data_sets_must_be_told_apart(place: Workspace) -> None:
+    add_cells(place, inputs="6" * 64, data="digits")
+    with pytest.raises(SpecError) as error:
+        write_report(place, "all")
+    assert one_line(error) == "the workspace has cells of several data sets: choose with --data from cifar10, digits"
+    assert load(collect(place, None, data="digits")).data == "digits"
+    with pytest.raises(SpecError, match="'cifar100': the workspace has cells of cifar10, digits"):
+        collect(place, None, data="cifar100")
+    assert load(collect(place, "suite", suite=suite())).data == "cifar10"
+
+
+def test_one_set_of_test_examples(place: Workspace) -> None:
+    add_cells(place, inputs="6" * 64, n=20)
+    inputs = {cell.identity.inputs for cell in load_cells(collect(place, "a"), load(collect(place, "a")))}
+    assert inputs == {INPUTS}
+    folder = collect(place, "b", suite=suite(limit=20))
+    assert {cell.rows.num_rows for cell in load_cells(folder, load(folder))} == {20}
+    with pytest.raises(StoreError, match="--limit 30"):
+        collect(place, "c", suite=suite(limit=30))
+    add_cells(place, inputs="7" * 64)
+    with pytest.raises(SpecError, match="2 different sets of 50 test examples") as error:
+        collect(place, "d", suite=suite())
+    one_line(error)
+    folder = collect(place, "d", suite=suite(), inputs="7" * 64)
+    assert {cell.identity.inputs for cell in load_cells(folder, load(folder))} == {"7" * 64}
+
+
+def test_cells_of_another_batch_size_are_not_counted_twice(place: Workspace) -> None:
+    add_cells(place, batch_size=64)
+    write_cell(place.cells, make_cell(clean_identity(read_run(place, "erm1").weights or "", INPUTS, 32), N))
+    for chosen in (suite(), None):
+        folder = collect(place, "r", suite=chosen)
+        assert {cell.identity.batch_size for cell in load_cells(folder, load(folder))} == {256}
+
+
+def test_published_design_must_be_in_the_matrix(place: Workspace) -> None:
+    with pytest.raises(SpecError, match=r"published.white: unknown run 'mixup1'"):
+        collect(place, "r", suite=suite(sources="erm*"))
+
+
+def test_empty_workspace(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no cells to report"):
+        write_report(Workspace(tmp_path), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_report(folder: Path) -> None:
+    with pytest.raises(StoreError, match="unknown report 'mien' \\(did you mean 'mine'"):
+        render(folder.parent / "mien")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("not json", "cannot be read"),
+        ("[]", "does not hold"),
+        ({"version": 2}, "version = 2"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"targets": ["../../etc"]}, "not a usable name"),
+        ({"targets": ["erm9"]}, "unknown run 'erm9'"),
+        ({"cells": ["../x"]}, "cells.1"),
+        ({"cells": ["0" * 64]}, "no cell that can be read"),
+    ],
+)
+def test_damaged_evidence_is_one_line(folder: Path, tmp_path: Path, change: str | dict[str, Any], message: str) -> None:
+    spoilt = shutil.copytree(folder, tmp_path / "spoilt")
+    path = spoilt / "evidence.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(change if isinstance(change, str) else json.dumps(values | change), encoding="utf-8")
+    before = (spoilt / "index.html").read_bytes()
+    with pytest.raises((StoreError, SpecError)) as error:
+        render(spoilt)
+    assert message in one_line(error)
+    assert (spoilt / "index.html").read_bytes() == before
+
+
+def test_a_single_run_and_budget(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    add_run(place, "only", "mixup", 1, data="folder:birds")
+    weights = read_run(place, "only").weights
+    assert weights is not None
+    attacked = CellIdentity(
+        source=weights, target=weights, inputs=INPUTS, attack="ifgsm", eps_255=2, steps=5, step_255=1, batch_size=8
+    )
+    for identity in (attacked, attacked.clean()):
+        write_cell(place.cells, make_cell(identity, 1, data="folder:birds"))
+    page = write_report(place, None)
+    assert page.parent.name == "birds"
+    text = page.read_text(encoding="utf-8")
+    assert "I-FGSM, 5 steps of 1/255" in text
+    assert "No published figure stands beside these" in text
