@@ -1,9 +1,10 @@
 """Weights in and out: the state that training resumes from, and finished models."""
 
+import io
 import json
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,11 +21,10 @@ from robustmix.store.workspace import Workspace
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write everything that training resumes from into one atomic file."""
-
-    def write(file: IO[bytes]) -> None:
-        torch.save(state, file)
-
-    write_atomically(path, write)
+    # By way of memory: torch turns a full disk into an error about positions in its archive.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_state(path: Path) -> dict[str, Any]:

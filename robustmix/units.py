@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainSerializer
 
 from robustmix.errors import SpecError
 
@@ -69,7 +69,12 @@ def parse_budget(value: object) -> float:
     return budget
 
 
-Budget = Annotated[float, BeforeValidator(parse_budget)]
+# Written with its unit, so that what is read back is the same budget: 0.5 alone would be ambiguous.
+Budget = Annotated[
+    float,
+    BeforeValidator(parse_budget),
+    PlainSerializer(lambda budget: f"{budget:.17g}/{GREY_LEVELS}", return_type=str),
+]
 
 
 def format_budget(budget: float) -> str:

@@ -95,7 +95,7 @@ def sweep(
     if steps < 1:
         raise SpecError(f"steps={steps!r} must be at least 1")
     lengths = [(check_length(e, "eps"), _step_length(e, steps, step_size)) for e in eps]
-    _check_batch(x, y)
+    _check_batch(x.detach(), y)
     return _sweep(model, x.detach(), y, lengths, steps)
 
 

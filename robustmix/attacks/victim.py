@@ -41,12 +41,18 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y: labels int64 [B].
 
     Raises:
-        EvaluationError: a gradient is not finite; its sign would silently be no attack at all.
+        EvaluationError: a label is no class of the model, or a gradient is not finite; either would silently be no
+            attack at all.
     """
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(x), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
+    with torch.inference_mode(False), torch.enable_grad():
+        # What was made in a caller's inference mode cannot take part in a graph; a copy can.
+        x, y = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in (x, y))
+        logits = model(x.requires_grad_())
+        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < logits.shape[1]):
+            raise EvaluationError(
+                f"labels run from {int(y.min())} to {int(y.max())}, but the model tells {logits.shape[1]} classes apart"
+            )
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
     finite = gradient.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         bad = int((~finite).sum())

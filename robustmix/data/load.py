@@ -2,7 +2,9 @@
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -13,6 +15,10 @@ from robustmix.spec.names import DATA, DATA_CHOICES, unknown
 from robustmix.units import GREY_LEVELS
 
 DIGITS_TEST = 360
+MAX_CLASSES = 100_000
+
+# What numpy raises for a file that is no archive (a single array has no context manager), or a damaged one.
+_DAMAGED = (OSError, ValueError, EOFError, TypeError, IndexError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_folder() -> Path:
@@ -74,16 +80,20 @@ def _digits() -> Dataset:
 
 def _cifar(spec: str, root: Path) -> Dataset:
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads it once and checks it."""
-    from torchvision import datasets
-
+    try:
+        datasets = _torchvision_datasets()
+    except (ImportError, RuntimeError) as error:
+        raise DataError(
+            f"{spec} is read by torchvision, which cannot be imported ({_first_line(error)}): install the build that "
+            "fits this torch, or use folder:NAME_OR_PATH or npz:PATH"
+        ) from None
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec]
     try:
         train, test = (kind(str(root), train=half, download=True) for half in (True, False))
     except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{spec} is not in {root} and cannot be downloaded into it ({reason}); put torchvision's copy there, or "
-            "name the folder that has it with --data-root or ROBUSTMIX_DATA"
+            f"{spec} is not in {root} and cannot be downloaded into it ({_first_line(error)}); put torchvision's copy "
+            "there, or name the folder that has it with --data-root or ROBUSTMIX_DATA"
         ) from None
     return Dataset(
         name=spec,
@@ -95,20 +105,46 @@ def _cifar(spec: str, root: Path) -> Dataset:
     )
 
 
+def _torchvision_datasets() -> ModuleType:
+    """torchvision's data sets, also where its compiled operators were built for another torch.
+
+    So it is with a CPU build of torch beside the package index's torchvision. Data sets need no operator, but the
+    import wants two of them declared.
+    """
+    try:
+        from torchvision import datasets
+    except RuntimeError:
+        import torch
+
+        _declared.append(library := torch.library.Library("torchvision", "FRAGMENT"))
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from torchvision import datasets
+    module: ModuleType = datasets
+    return module
+
+
+# Declarations live as long as the library object that made them.
+_declared: list[object] = []
+
+
 def _npz(spec: str, path: Path) -> Dataset:
     """Arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` in one file of numpy's; nothing in it is unpickled."""
     wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened by hand: numpy leaves the file open where the archive is damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = [key for key in wanted if key not in file]
             if missing:
                 raise DataError(f"{spec}: array {missing[0]!r} is missing; found {', '.join(file) or 'none'}")
             arrays = {key: file[key] for key in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{spec}: cannot be read as an .npz file: {str(error).splitlines()[0]}") from None
+    except _DAMAGED as error:
+        raise DataError(f"{spec}: cannot be read as an .npz file: {_first_line(error)}") from None
     train = tensor_split(arrays["x_train"], arrays["y_train"], f"{spec}: train")
     test = tensor_split(arrays["x_test"], arrays["y_test"], f"{spec}: test")
-    count = 1 + max(int(train.labels.max()), int(test.labels.max()))
+    count = 1 + max((int(split.labels.max()) for split in (train, test) if len(split)), default=0)
+    if count > MAX_CLASSES:
+        raise DataError(f"{spec}: labels run up to {count - 1}; they must number the classes from 0")
     return Dataset(
         name=path.stem,
         spec=spec,
@@ -116,3 +152,7 @@ def _npz(spec: str, path: Path) -> Dataset:
         test=test,
         classes=tuple(str(label) for label in range(max(2, count))),
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

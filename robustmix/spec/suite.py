@@ -15,7 +15,7 @@ from robustmix.errors import SpecError
 from robustmix.spec.names import Attack, check_name, unknown
 from robustmix.spec.recipe import Recipe, load_recipe_fields, read_recipe
 from robustmix.spec.validation import Spec, read_toml, validate
-from robustmix.units import Budget, format_budget, parse_budget
+from robustmix.units import Budget, format_budget
 
 # The sweep of budgets, in units of 1/255, by the data set that the data resembles: 8x8 digits need coarser ones.
 SWEEPS: Final[dict[str, tuple[float, ...]]] = {
@@ -133,7 +133,7 @@ class Suite(Spec):
     targets: Names | None = None
     attack: tuple[AttackSpec, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
-    headline_eps: Annotated[float, BeforeValidator(parse_budget)] | None = None
+    headline_eps: Budget | None = None
     published: PublishedDesign | None = None
     note: str | None = None
 

@@ -1,0 +1,5 @@
+"""``python -m robustmix``."""
+
+from robustmix.cli import main
+
+main()

@@ -1,0 +1,37 @@
+"""``robustmix ls``."""
+
+from robustmix.cli.options import Place
+from robustmix.spec.names import ATTACKS, DATA_CHOICES, METHODS, MODELS
+from robustmix.spec.recipe import shipped_recipes
+from robustmix.spec.suite import known_suites
+
+DEFAULTS = Place()
+
+
+def ls(*, place: Place = DEFAULTS) -> None:
+    """List the workspace's runs and everything that can be chosen by name."""
+    workspace = place.enter()
+    from robustmix.cli.tables import print_table
+    from robustmix.store.runs import read_run, run_names
+
+    rows = []
+    for name in run_names(workspace):
+        run = read_run(workspace, name)
+        recipe = run.recipe
+        state = "finished" if run.finished else f"{len(run.history)}/{recipe.epochs} epochs"
+        figures = [f"{run.final(c):.2%}" if len(run.history) else "-" for c in ("train_error", "test_error")]
+        figures = ["-" if figure == "nan%" else figure for figure in figures]
+        rows.append([name, recipe.method, f"{recipe.model} x{recipe.width}", recipe.data, state, *figures])
+    if rows:
+        print_table(["run", "method", "model", "data", "state", "training error", "test error"], rows, numeric=(5, 6))
+    else:
+        print(f"no runs in {workspace.runs}; start with: robustmix demo")
+    for what, names in (
+        ("data", [DATA_CHOICES]),
+        ("models", MODELS),
+        ("methods", METHODS),
+        ("attacks", ATTACKS),
+        ("recipes", shipped_recipes()),
+        ("suites", known_suites(workspace.root)),
+    ):
+        print(f"{what}: {', '.join(names)}")

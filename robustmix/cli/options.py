@@ -1,0 +1,63 @@
+"""Options that several verbs share."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from robustmix import progress
+from robustmix.spec.names import Device
+from robustmix.store.workspace import Workspace
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Several = Parameter(consume_multiple=True, negative="")
+# Where things lie on this machine is nobody else's business and changes no result.
+LOCAL: Final = ("--workspace", "--data-root")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Place:
+    """Where things lie.
+
+    Attributes:
+        workspace: The folder with runs, results and reports [default: ROBUSTMIX_WORKSPACE, else the current folder].
+        quiet: No progress, no remarks.
+    """
+
+    workspace: Annotated[Path | None, Parameter(show_default=False)] = None
+    quiet: Flag = False
+
+    def enter(self) -> Workspace:
+        """The workspace; from now on as quiet as asked for."""
+        progress.quiet = self.quiet
+        return Workspace.find(self.workspace)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Machine:
+    """What to compute on.
+
+    Attributes:
+        device: auto takes CUDA, then MPS, then the CPU.
+        data_root: The folder with data sets [default: ROBUSTMIX_DATA, else the user's cache].
+    """
+
+    device: Device = "auto"
+    data_root: Annotated[Path | None, Parameter(show_default=False)] = None
+
+
+def command_line() -> str:
+    """The command being run, as another person would type it."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word in LOCAL:
+            next(words, None)
+        elif word != "--quiet" and not word.startswith(tuple(f"{flag}=" for flag in LOCAL)):
+            kept.append(word)
+    return shlex.join(["robustmix", *kept])

@@ -1,0 +1,45 @@
+"""``robustmix report``."""
+
+from pathlib import Path
+
+from robustmix.cli.options import Flag, Place, command_line
+from robustmix.errors import SpecError
+from robustmix.spec.names import check_name
+from robustmix.spec.suite import known_suites, load_suite
+
+DEFAULTS = Place()
+
+
+def report(
+    name: str | None = None,
+    /,
+    *,
+    suite: str | None = None,
+    data: str | None = None,
+    rerender: Flag = False,
+    place: Place = DEFAULTS,
+) -> None:
+    """Write reports/NAME/index.html from the workspace's cells and runs: one self-contained file.
+
+    Args:
+        name: Of the report [default: the suite's name, else the data set's].
+        suite: A suite's name or file, to report what it asks for [default: the one called NAME, else all named cells].
+        data: Which data set to report, where the workspace has cells of several.
+        rerender: Write the page again from the cells in reports/NAME, whatever the workspace holds.
+    """
+    workspace = place.enter()
+    if name is not None:
+        check_name(name, "report")
+    from robustmix.report import render, write_report
+
+    if rerender:
+        if name is None:
+            raise SpecError("--rerender needs the NAME of a report")
+        print(f"report: {render(workspace.report(name))}")
+        return
+    if suite is None and name in known_suites(workspace.root):
+        suite = name
+    wanted = load_suite(suite, workspace.root) if suite else None
+    stem = Path(suite).stem if suite else None
+    page = write_report(workspace, name or stem, suite=wanted, suite_name=suite, data=data, command=command_line())
+    print(f"report: {page}")

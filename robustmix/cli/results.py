@@ -1,0 +1,40 @@
+"""``robustmix results``."""
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from robustmix.cli.options import Flag, Place
+
+DEFAULTS = Place()
+
+
+def results(
+    *,
+    format: Annotated[Literal["table", "csv", "json", "markdown"], Parameter()] = "table",
+    all: Flag = False,
+    place: Place = DEFAULTS,
+) -> None:
+    """Print the errors of all cells whose weights bear a name.
+
+    Args:
+        format: csv and json have every column, rates as fractions.
+        all: Also cells of weights that have been replaced since, under their digest.
+    """
+    workspace = place.enter()
+    from robustmix.cli import tables
+    from robustmix.store.cells import read_cells
+    from robustmix.store.results import results_table
+    from robustmix.store.runs import read_run, run_names
+
+    runs = [read_run(workspace, name) for name in run_names(workspace)]
+    table = results_table(read_cells(workspace.cells), runs, unnamed=all)
+    if format == "csv":
+        table.to_csv(sys.stdout, index=False)
+    elif format == "json":
+        print(table.to_json(orient="records", indent=1))
+    elif format == "markdown":
+        print(tables.markdown(tables.HEADER, tables.result_rows(table)))
+    else:
+        tables.print_results(table)

@@ -1,0 +1,76 @@
+"""``robustmix run``."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from robustmix.cli.options import Machine, Place, command_line
+from robustmix.errors import SpecError
+from robustmix.spec.recipe import Recipe
+from robustmix.spec.suite import Suite, load_suite
+from robustmix.spec.validation import validate
+from robustmix.store.workspace import Workspace
+
+DEFAULTS = Place()
+MACHINE = Machine()
+
+
+def run(
+    suite: str,
+    /,
+    *,
+    on_top: Annotated[Recipe, Parameter(name="*", show_default=False)] = Recipe(),
+    test_limit: int | None = None,
+    machine: Machine = MACHINE,
+    place: Place = DEFAULTS,
+) -> None:
+    """Train the runs of a suite that are missing, attack them, write the report. It goes on wherever it was stopped.
+
+    Recipe options given here replace those of every recipe in the suite.
+
+    Args:
+        suite: A suite's name or file; 'robustmix ls' lists the names.
+        test_limit: Attack the first N test examples only.
+    """
+    workspace = place.enter()
+    fields = on_top.model_dump(exclude_unset=True)
+    for own in ("method", "seed"):
+        if own in fields:
+            raise SpecError(
+                f"--{own} cannot replace that of every run: the suite says which methods and seeds it compares"
+            )
+    wanted = load_suite(suite, workspace.root)
+    changes = {"data": fields.get("data"), "limit": test_limit}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    wanted = validate(Suite, {**wanted.model_dump(exclude_unset=True), **changes}, suite)
+    run_suite(wanted, suite, fields, workspace, machine)
+
+
+def run_suite(wanted: Suite, name: str, fields: dict[str, object], workspace: Workspace, machine: Machine) -> None:
+    """Train, attack, report and print where the page is."""
+    from pathlib import Path
+
+    from robustmix import evaluation, training
+    from robustmix.cli import tables
+    from robustmix.device import pick_device
+    from robustmix.planning import make_plan
+    from robustmix.report import write_report
+
+    for run_name, recipe in wanted.runs(fields).items():
+        training.train(
+            recipe,
+            name=run_name,
+            workspace=workspace.root,
+            device=machine.device,
+            data_root=machine.data_root,
+        )
+    plan = make_plan(wanted, workspace, data_root=machine.data_root)
+    evaluation.compute(plan, workspace, pick_device(machine.device))
+    results = evaluation.planned_results(plan, workspace)
+    headline = results[results["eps_255"].isin([0, wanted.headline_eps])] if wanted.headline_eps else results
+    tables.print_results(headline)
+    inputs = plan.inputs.digest()
+    page = write_report(
+        workspace, Path(name).stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs
+    )
+    print(f"report: {page}")

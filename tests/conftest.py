@@ -1,0 +1,60 @@
+"""What every test gets: one thread, a cache and a workspace of its own, and real data where it is at hand."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Before torch is imported, here and in every subprocess: workers that each start a thread per core crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The folder with the large data sets; tests do not see the variable itself, only `large_data`.
+DATA_ROOT = os.environ.pop("ROBUSTMIX_DATA", None)
+
+# matplotlib's font cache takes seconds to build: let it stay where it is although XDG_CACHE_HOME moves.
+USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+os.environ.setdefault("MPLCONFIGDIR", str(USER_CACHE / "matplotlib"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache and workspace are never touched, not even by fixtures that many tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("ROBUSTMIX_WORKSPACE", raising=False)
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user cache for one test; returns the folder that robustmix keeps things in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "robustmix"
+
+
+@pytest.fixture
+def large_data() -> Path:
+    """The folder that ``ROBUSTMIX_DATA`` names."""
+    if not DATA_ROOT:
+        pytest.skip("the large data sets are tested only where ROBUSTMIX_DATA names their folder")
+    return Path(DATA_ROOT).expanduser()
+
+
+@pytest.fixture
+def torchvision() -> ModuleType:
+    """torchvision by the way on which `robustmix.data` imports it, which works beside a CPU build of torch as well."""
+    from robustmix.data.load import _torchvision_datasets
+
+    _torchvision_datasets()
+    return sys.modules["torchvision"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the runs erm1, erm2, mixup1 and mixup2; tests only read it."""
+    from tiny import train_tiny
+
+    return train_tiny(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,61 @@
+"""A workspace with four networks that take a second each to train, and subprocesses that use it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import robustmix
+from robustmix import Recipe
+
+TINY = {"width": 4, "epochs": 4, "limit": 480, "lr": 0.05, "batch_size": 32}
+
+
+def tiny_flags(**changes: object) -> list[str]:
+    """The options of ``robustmix train`` that say the same as `TINY` with changes."""
+    fields = {**TINY, **changes}
+    return [text for key, value in fields.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def train_tiny(workspace: Path) -> Path:
+    """Train erm1, erm2, mixup1 and mixup2 on a part of the digits."""
+    for method in ("erm", "mixup"):
+        for seed in (1, 2):
+            robustmix.train(Recipe(method=method, seed=seed, **TINY), workspace=workspace)
+    return workspace
+
+
+def environment() -> dict[str, str]:
+    """One thread per process: two processes with two threads each would be many times slower on two cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    """Start the command line in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "robustmix", *arguments],
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a folder to its end."""
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def stop_when(process: "subprocess.Popen[str]", happened: Callable[[], bool], how: signal.Signals) -> str:
+    """Send a signal as soon as something has happened; give back what stood on standard error."""
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(how)
+    return process.communicate()[1]
