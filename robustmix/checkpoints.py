@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ from robustmix.models import Classifier, ModelSpec
 from robustmix.store.atomic import write_atomically
 from robustmix.store.runs import WEIGHTS, finished_run
 from robustmix.store.workspace import Workspace
+
+# What torch raises for bytes that are no archive and no pickle, besides the errors that it means to raise.
+_NO_STATE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    LookupError,
+    TypeError,
+    struct.error,
+)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -35,7 +48,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except _NO_STATE as error:
         raise CheckpointError(f"{path} is not a state that robustmix wrote: {_first_line(error)}") from None
     if not isinstance(state, dict) or state.get("format") != "robustmix-state-1":
         raise CheckpointError(f"{path} is not a state that robustmix wrote")

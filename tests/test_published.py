@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from robustmix import published
+from robustmix.comparability import level, reasons
 from robustmix.errors import SpecError
-from robustmix.published import Certainty, Figure, Statistic, level, parse, reasons
+from robustmix.published import Certainty, Figure, Statistic, parse
 
 ALL = {figure.id: figure for figure in published.figures()}
 

@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import Field
 
 from robustmix.data.dataset import Dataset, TensorSplit
-from robustmix.errors import DataError
-from robustmix.progress import Progress
+from robustmix.errors import DataError, StoreError
+from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.store.atomic import write_atomically
@@ -106,7 +106,10 @@ def _decoded(listing: dict[str, list[Path]], cache: Path, spec: str, half: str) 
         images = np.load(cached, allow_pickle=False)
     else:
         images = _decode([files[index] for index in order], spec, half)
-        write_atomically(cached, lambda file: np.save(file, images, allow_pickle=False))
+        try:
+            write_atomically(cached, lambda file: np.save(file, images, allow_pickle=False))
+        except StoreError as error:
+            say(f"warning: the decoded images cannot be kept for the next time: {error}")
     return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels[order].astype(np.int64)))
 
 
@@ -144,6 +147,8 @@ def _read(path: Path, spec: str) -> tuple[np.ndarray, bool]:
     """One image as uint8 [3, H, W], and whether its file is grey."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut every level above 255 off
+                raise DataError(f"{spec}: {path} has more than 8 bits per channel; convert it first")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1), image.mode in ("1", "L")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{spec}: {path} cannot be decoded: {error}") from None

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, level, reasons, sources
+from robustmix.comparability import level, reasons
+from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, sources
 from robustmix.report.material import Material, Result
 from robustmix.report.text import ATTACKS, NBSP, ROLES, budget, interval, method_name, percent
 
@@ -176,7 +177,7 @@ def _published(figure: Figure) -> str:
 
 
 def measured_facts(results: Sequence[Result], material: Material) -> dict[str, Any]:
-    """What `robustmix.published.reasons` needs to know of cells that stand beside one figure; runs share a recipe."""
+    """What `robustmix.comparability.reasons` must know of the cells beside one figure; their runs share a recipe."""
     result = results[0]
     run = material.runs[result.target]
     recipe, facts = run.recipe, run.facts

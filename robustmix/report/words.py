@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import product
 
-from robustmix.published import UNFITTED, find, sources
+from robustmix.comparability import UNFITTED
+from robustmix.published import find, sources
 from robustmix.report.comparison import citation
 from robustmix.report.material import Material, Result
 from robustmix.report.text import budget, interval, join_names, percent, plural

@@ -1,0 +1,498 @@
+"""Files of a workspace: whole or absent, cells that are what their names promise, and the table made of them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robustmix.errors import CheckpointError, RobustmixError, SpecError, StoreError
+from robustmix.spec.recipe import Recipe
+from robustmix.stats import wilson
+from robustmix.store import atomic
+from robustmix.store.atomic import write_atomically, write_text
+from robustmix.store.cells import (
+    ROWS,
+    Cell,
+    CellFacts,
+    CellIdentity,
+    cell_path,
+    clean_identity,
+    read_cell,
+    read_cells,
+    write_cell,
+)
+from robustmix.store.results import COLUMNS, results_table
+from robustmix.store.runs import (
+    Run,
+    RunFacts,
+    file_digest,
+    finished_run,
+    read_run,
+    run_names,
+    write_history,
+    write_recipe,
+)
+from robustmix.store.workspace import Workspace
+
+# ---- atomic files ----------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, file: IO[bytes], space: int) -> None:
+        self.file, self.space = file, space
+
+    def write(self, data: Any) -> int:
+        self.space -= memoryview(data).nbytes
+        if self.space < 0:
+            raise OSError(28, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+@contextmanager
+def full_disk(space: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        real = os.fdopen
+        patch.setattr(atomic.os, "fdopen", lambda handle, mode: FullDisk(real(handle, mode), space))
+        yield
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_is_written_and_replaced_with_the_usual_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    for text in ("first", "second ä"):
+        write_text(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    assert names(path.parent) == ["file"]
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, existed: bool) -> None:
+    path = tmp_path / "file"
+    if existed:
+        path.write_bytes(b"old")
+    with full_disk(10), pytest.raises(StoreError) as caught:
+        write_atomically(path, lambda file: [file.write(b"x" * 6) for _ in range(3)])
+    assert str(caught.value) == f"{path} cannot be written: No space left on device; what stood there is unchanged"
+    assert names(tmp_path) == (["file"] if existed else [])
+    assert not existed or path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
+def test_any_other_failure_is_passed_on_and_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(StoreError, match="cannot be written") as caught:
+            write_text(path, "x")
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+# ---- cells -----------------------------------------------------------------------------------------------
+
+ERM, MIXUP, INPUTS = "e" * 64, "f" * 64, "a" * 64
+FACTS = CellFacts(
+    data="digits",
+    like="digits",
+    data_note=None,
+    data_spec="digits",
+    classes=tuple("0123456789"),
+    source_name="erm1",
+    target_name="mixup1",
+    forward=3,
+    backward=1,
+    unit_seconds=0.5,
+    device="cpu",
+    torch="2",
+    robustmix="0",
+)
+
+
+def attacked(**changes: Any) -> CellIdentity:
+    """FGSM at 8/255, crafted on ERM and scored on mixup."""
+    fields = {
+        "source": ERM,
+        "target": MIXUP,
+        "inputs": INPUTS,
+        "attack": "fgsm",
+        "eps_255": 8.0,
+        "steps": 1,
+        "step_255": 8.0,
+        "batch_size": 256,
+    }
+    return CellIdentity.model_validate(fields | changes)
+
+
+def rows(label: list[int], prediction: list[int], norm: float = 8 / 255, top5: list[bool] | None = None) -> pa.Table:
+    size = len(label)
+    columns = [range(size), label, prediction, top5 or [True] * size, [0.9] * size, [1.5] * size]
+    return pa.table([*columns, [norm * 0.5] * (size - 1) + [norm], [0.0] * size, [1.0] * size], schema=ROWS)
+
+
+def cell(identity: CellIdentity, *args: Any, **kwargs: Any) -> Cell:
+    return Cell(identity, FACTS, rows(*args, **kwargs))
+
+
+LABELS = [0, 1, 2, 3, 4, 5, 6, 7]
+CELL = cell(attacked(), LABELS, [0, 1, 2, 9, 9, 9, 6, 7])
+
+
+def test_cell_survives_being_written(tmp_path: Path) -> None:
+    write_cell(tmp_path, CELL)
+    assert names(tmp_path) == [f"{CELL.key}.parquet"]
+    again = read_cell(cell_path(tmp_path, CELL.identity))
+    assert (again.identity, again.facts) == (CELL.identity, CELL.facts)
+    assert again.rows.equals(CELL.rows)
+    assert read_cells(tmp_path) == [again]
+
+
+def test_cell_is_written_to_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_cell(tmp_path / folder, CELL)
+    one, other = (cell_path(tmp_path / folder, CELL.identity).read_bytes() for folder in ("a", "b"))
+    assert one == other
+
+
+def other_value(value: object) -> object:
+    return {None: "x", int: 7, float: 7.5}.get(value if value is None else type(value), "x")
+
+
+@pytest.mark.parametrize("field", CellIdentity.model_fields)
+def test_key_depends_on_every_field(field: str) -> None:
+    identity = attacked()
+    changed = identity.model_copy(update={field: other_value(getattr(identity, field))})
+    assert getattr(changed, field) != getattr(identity, field)
+    assert changed.key() != identity.key()
+
+
+def test_key_is_a_sha256_that_does_not_depend_on_how_a_number_is_written() -> None:
+    assert len(attacked().key()) == 64
+    assert attacked(eps_255=8).key() == attacked(eps_255=8.0).key()
+    assert attacked(eps_255=8.0).key() != attacked(eps_255=8.000001).key()
+
+
+def test_clean_cell_belongs_to_target_and_inputs_alone() -> None:
+    expected = clean_identity(MIXUP, INPUTS, 256)
+    assert (expected.source, expected.attack, expected.eps_255, expected.steps) == (None, "clean", 0, 0)
+    for change in ({}, {"source": MIXUP}, {"eps_255": 4}, {"attack": "ifgsm", "steps": 10}):
+        assert attacked(**change).clean() == expected
+    for change in ({"target": ERM}, {"inputs": "b" * 64}, {"batch_size": 8}):
+        assert attacked(**change).clean() != expected
+
+
+def stand_elsewhere(path: Path) -> None:
+    path.rename(path.with_name(f"{'0' * 64}.parquet"))
+
+
+def stand_under_another_cells_name(path: Path) -> None:
+    path.rename(path.with_name(f"{attacked(eps_255=16.0).key()}.parquet"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def overwrite(path: Path) -> None:
+    path.write_text("no parquet")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def drop_a_column(path: Path) -> None:
+    with path.open("rb") as file:
+        table = pq.read_table(file)
+    pq.write_table(table.drop_columns(["gap"]), path)
+
+
+def drop_the_metadata(path: Path) -> None:
+    with path.open("rb") as file:
+        table = pq.read_table(file)
+    pq.write_table(table.replace_schema_metadata(None), path)
+
+
+def change_the_identity(path: Path) -> None:
+    with path.open("rb") as file:
+        table = pq.read_table(file)
+    metadata = dict(table.schema.metadata)
+    metadata[b"robustmix.identity"] = attacked(eps_255=64.0).model_dump_json().encode()
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        stand_elsewhere,
+        stand_under_another_cells_name,
+        cut,
+        overwrite,
+        empty,
+        drop_a_column,
+        drop_the_metadata,
+        change_the_identity,
+    ],
+)
+def test_cell_that_is_not_what_its_name_promises_is_refused(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    write_cell(tmp_path, CELL)
+    spoil(cell_path(tmp_path, CELL.identity))
+    with pytest.raises(StoreError, match="delete it to compute it again") as caught:
+        read_cells(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_full_disk_while_a_cell_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_cell(tmp_path, CELL)
+    with full_disk(300), pytest.raises(StoreError, match="No space left"):
+        write_cell(tmp_path, CELL)
+    assert read_cells(tmp_path)[0].rows.equals(CELL.rows)
+    assert len(names(tmp_path)) == 1
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+def run(name: str, weights: str | None, method: str = "erm", seed: int = 1) -> Run:
+    recipe = Recipe.model_validate({"method": method, "seed": seed})
+    return Run(name=name, recipe=recipe, facts=None, history=pd.DataFrame(), weights=weights)
+
+
+RUNS = [run("erm1", ERM), run("mixup2", MIXUP, "mixup", 2)]
+CLEAN_MIXUP = cell(
+    clean_identity(MIXUP, INPUTS, 256), LABELS, [0, 1, 2, 3, 4, 9, 9, 7], norm=0, top5=[True] * 7 + [False]
+)
+CLEAN_ERM = cell(clean_identity(ERM, INPUTS, 256), LABELS, LABELS, norm=0)
+WHITE = cell(attacked(target=ERM), LABELS, [9] * 8)
+
+
+def test_row_of_a_transfer_attack() -> None:
+    # CELL is wrong on 3, 4 and 5; unattacked, the target is wrong on 5 and 6
+    table = results_table([CELL, CLEAN_MIXUP], RUNS)
+    assert tuple(table.columns) == tuple(COLUMNS)
+    row = table[table["role"] == "transfer"].iloc[0]
+    assert (row["source"], row["target"], row["attack"], row["eps_255"]) == ("erm1", "mixup2", "fgsm", 8)
+    assert (row["source_method"], row["target_method"]) == ("erm", "mixup")
+    assert (row["source_group"], row["target_group"]) == ("erm", "mixup")
+    assert (row["source_seed"], row["target_seed"]) == (1, 2)
+    assert (row["n"], row["errors"], row["initially_correct"]) == (8, 3, 6)
+    assert row["error"] == 3 / 8
+    assert (row["error_low"], row["error_high"]) == wilson(3, 8)
+    assert row["clean_error"] == 2 / 8
+    assert row["success"] == pytest.approx(2 / 6), "of the initially correct, not of all"
+    assert row["delta_max"] == pytest.approx(1)
+    assert (row["forward"], row["backward"], row["batch_size"], row["data"]) == (3, 1, 256, "digits")
+
+
+def test_row_of_clean_predictions() -> None:
+    (row,) = results_table([CLEAN_MIXUP], RUNS).to_dict("records")
+    assert (row["role"], row["target"], row["attack"], row["eps_255"]) == ("clean", "mixup2", "clean", 0)
+    assert row["error"] == row["clean_error"] == 2 / 8
+    assert row["top5_error"] == 1 / 8
+    assert all(pd.isna(row[name]) for name in ("source", "source_method", "source_seed", "success", "delta_max"))
+
+
+def test_weights_that_attack_themselves_are_white_box() -> None:
+    table = results_table([WHITE, CELL, CLEAN_ERM, CLEAN_MIXUP], RUNS)
+    assert table["role"].tolist() == ["clean", "clean", "white", "transfer"]
+    (row,) = table[table["role"] == "white"].to_dict("records")
+    assert (row["source"], row["target"], row["error"], row["success"]) == ("erm1", "erm1", 1, 1)
+
+
+def test_largest_perturbation_is_a_share_of_the_budget() -> None:
+    half = cell(attacked(eps_255=16.0), LABELS, LABELS, norm=8 / 255)
+    table = results_table([half, CLEAN_MIXUP], RUNS)
+    assert table["delta_max"].iloc[-1] == pytest.approx(0.5)
+
+
+def test_success_is_undefined_where_nothing_was_right_to_begin_with() -> None:
+    nothing = cell(clean_identity(MIXUP, INPUTS, 256), LABELS, [9] * 8, norm=0)
+    table = results_table([CELL, nothing], RUNS)
+    assert table["initially_correct"].tolist() == [0, 0]
+    assert table["success"].isna().all()
+
+
+def test_missing_clean_cell_is_an_error() -> None:
+    for cells in ([CELL], [CELL, CLEAN_ERM], [WHITE, CLEAN_MIXUP]):
+        with pytest.raises(StoreError, match="has no clean cell of its target"):
+            results_table(cells, RUNS)
+
+
+def test_two_names_for_the_same_weights_get_a_row_each() -> None:
+    table = results_table([CELL, WHITE, CLEAN_ERM, CLEAN_MIXUP], [*RUNS, run("copy", ERM)])
+    assert sorted(table[table["role"] == "clean"]["target"]) == ["copy", "erm1", "mixup2"]
+    assert sorted(table[table["role"] == "transfer"]["source"]) == ["copy", "erm1"]
+    white = table[table["role"] == "white"]
+    assert sorted(zip(white["source"], white["target"], strict=True)) == [
+        ("copy", "copy"),
+        ("copy", "erm1"),
+        ("erm1", "copy"),
+        ("erm1", "erm1"),
+    ]
+
+
+def test_weights_without_a_name_are_left_out_unless_asked_for() -> None:
+    cells = [CELL, CLEAN_ERM, CLEAN_MIXUP]
+    assert results_table(cells, RUNS[1:])["target"].tolist() == ["mixup2"]
+    table = results_table(cells, RUNS[1:], unnamed=True)
+    assert set(table["target"]) == {"mixup2", ERM[:12]}
+    (row,) = table[table["role"] == "transfer"].to_dict("records")
+    assert row["source"] == ERM[:12]
+    assert pd.isna(row["source_method"])
+
+
+def test_unfinished_runs_name_nothing() -> None:
+    assert results_table([CLEAN_ERM], [run("erm1", None)]).empty
+
+
+def test_repeated_cells_count_once_and_order_does_not_matter() -> None:
+    cells = [CELL, CLEAN_ERM, CLEAN_MIXUP, WHITE]
+    table = results_table(cells, RUNS)
+    pd.testing.assert_frame_equal(results_table([*cells[::-1], CELL], RUNS[::-1]), table)
+    assert len(table) == 4
+
+
+def test_no_cells_give_an_empty_table_with_all_columns() -> None:
+    table = results_table([], RUNS)
+    assert table.empty
+    assert tuple(table.columns) == tuple(COLUMNS)
+
+
+# ---- runs and workspaces ---------------------------------------------------------------------------------
+
+RUN_FACTS = RunFacts(
+    data="digits",
+    like="digits",
+    data_note=None,
+    train_digest="d" * 64,
+    train_examples=100,
+    classes=10,
+    parameters=1000,
+    device="cpu",
+    threads=1,
+    robustmix="0",
+    torch="2",
+)
+HISTORY = [{"epoch": 1, "test_error": 0.5, "train_error": np.nan}, {"epoch": 2, "test_error": 0.25, "train_error": 0.1}]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    """A workspace with the finished run erm1."""
+    folder = tmp_path / "runs" / "erm1"
+    write_recipe(folder, Recipe(seed=1, epochs=2).resolved("digits"))
+    write_history(folder, HISTORY, RUN_FACTS)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return Workspace(tmp_path)
+
+
+def test_run_is_what_its_files_say(place: Workspace) -> None:
+    found = read_run(place, "erm1")
+    assert found == replace(found, facts=RUN_FACTS, recipe=Recipe(seed=1, epochs=2).resolved("digits"))
+    assert found.weights == file_digest(place.runs / "erm1" / "model.safetensors")
+    assert (found.finished, found.final("test_error"), len(found.history)) == (True, 0.25, 2)
+    assert run_names(place) == ["erm1"]
+
+
+def test_run_without_weights_has_not_finished_and_says_how_to_go_on(place: Workspace) -> None:
+    (place.runs / "erm1" / "model.safetensors").unlink()
+    assert not read_run(place, "erm1").finished
+    with pytest.raises(
+        CheckpointError, match=r"run 'erm1' has not finished: 2 of 2 epochs; go on with: robustmix train"
+    ):
+        finished_run(place, "erm1")
+
+
+def test_run_before_its_first_epoch_has_no_figures(place: Workspace) -> None:
+    write_recipe(place.runs / "new", Recipe())
+    found = read_run(place, "new")
+    assert (found.facts, found.finished, len(found.history)) == (None, False, 0)
+    assert np.isnan(found.final("test_error"))
+
+
+def test_unknown_run_is_refused_with_those_that_exist(place: Workspace) -> None:
+    with pytest.raises(CheckpointError, match=r"unknown run 'emr1' \(did you mean 'erm1'\?\); choose from erm1"):
+        read_run(place, "emr1")
+    with pytest.raises(CheckpointError, match="there is none yet"):
+        read_run(Workspace(place.root / "nowhere"), "erm1")
+    assert run_names(Workspace(place.root / "nowhere")) == []
+
+
+@pytest.mark.parametrize("file", ["recipe.json", "history.parquet"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
+def test_damaged_file_of_a_run_is_one_line_that_names_it(place: Workspace, file: str, content: bytes) -> None:
+    (place.runs / "erm1" / file).write_bytes(content)
+    with pytest.raises(RobustmixError) as caught:
+        read_run(place, "erm1")
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "group"),
+    [("erm1", 1, "erm"), ("erm", 0, "erm"), ("mixup-0.2-10", 10, "mixup-0.2"), ("7", 7, "7"), ("erm2", 1, "erm2")],
+)
+def test_group_is_the_name_without_the_seed(name: str, seed: int, group: str) -> None:
+    assert run(name, None, seed=seed).group == group
+
+
+def test_workspace_is_the_argument_then_the_variable_then_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Workspace.find().root == Path()
+    monkeypatch.setenv("ROBUSTMIX_WORKSPACE", str(tmp_path / "variable"))
+    assert Workspace.find().root == tmp_path / "variable"
+    assert Workspace.find(tmp_path / "argument").root == tmp_path / "argument"
+    assert Workspace.find("~/x").root == Path("~/x").expanduser()
+
+
+def test_names_cannot_lead_out_of_a_workspace(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    for name in ("../x", "/etc", "a/b", "..", ""):
+        for folder in (place.run, place.report):
+            with pytest.raises(SpecError, match="not a usable name"):
+                folder(name)
+    assert place.run("erm1") == tmp_path / "runs" / "erm1"
+    assert place.report("demo") == tmp_path / "reports" / "demo"
+    assert place.cells == tmp_path / "results" / "cells"
+    assert not list(tmp_path.iterdir())
