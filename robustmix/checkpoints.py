@@ -4,6 +4,8 @@ import io
 import json
 import pickle
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from robustmix.errors import CheckpointError
 from robustmix.models import Classifier, ModelSpec
+from robustmix.spec.validation import explain
 from robustmix.store.atomic import write_atomically
 from robustmix.store.runs import WEIGHTS, finished_run
 from robustmix.store.workspace import Workspace
@@ -92,22 +95,44 @@ def read_model(path: Path) -> Classifier:
     Raises:
         CheckpointError: it is missing, truncated or foreign.
     """
+    with _opened(path) as file:
+        model = Classifier(_spec_of(file, path))
+        try:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: weights and header do not belong together: {_first_line(error)}") from None
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read what a model file says about its model, without its weights.
+
+    Raises:
+        CheckpointError: it is missing, truncated or foreign.
+    """
+    with _opened(path) as file:
+        return _spec_of(file, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("robustmix")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file: {_first_line(error)}") from None
+
+
+def _spec_of(file: Any, path: Path) -> ModelSpec:
+    header = (file.metadata() or {}).get("robustmix")
     if header is None:
         raise CheckpointError(f"{path} was not written by robustmix: its header names no model")
     try:
-        model = Classifier(ModelSpec.model_validate_json(header))
-        model.load_state_dict(tensors)
-    except (ValidationError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: weights and header do not belong together: {_first_line(error)}") from None
-    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return ModelSpec.model_validate_json(header)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: its header describes no model: {explain(error, ModelSpec)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from robustmix.checkpoints import load_model
+from robustmix.checkpoints import read_spec
 from robustmix.data import Dataset, TensorSplit, load_data
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.models import Classifier
 from robustmix.progress import say
 from robustmix.spec.suite import AttackSpec, Suite
 from robustmix.store.cells import CellIdentity, cell_path, clean_identity
-from robustmix.store.runs import Run, common_data, suite_runs
+from robustmix.store.runs import WEIGHTS, Run, common_data, suite_runs
 from robustmix.store.workspace import Workspace
 from robustmix.units import format_budget
 
@@ -142,9 +141,7 @@ def _identity(
 
 
 def _check_fit(run: Run, data: Dataset, place: Workspace) -> None:
-    model = load_model(place.run(run.name))
-    assert isinstance(model, Classifier)
-    spec = model.spec
+    spec = read_spec(place.run(run.name) / WEIGHTS)
     if len(spec.classes) != len(data.classes):
         raise EvaluationError(
             f"run {run.name!r} tells {len(spec.classes)} classes apart, {data.spec} has {len(data.classes)}: attack it "

@@ -133,14 +133,14 @@ def header(**changes: Any) -> dict[str, str]:
     [
         (None, "was not written by robustmix: its header names no model"),
         ({"format": "pt"}, "was not written by robustmix"),
-        ({"robustmix": "no json"}, "do not belong together"),
-        ({"robustmix": "{}"}, "do not belong together"),
+        ({"robustmix": "no json"}, "its header describes no model"),
+        ({"robustmix": "{}"}, "its header describes no model"),
         (header(width=4), "do not belong together"),
         (header(name="resnet18"), "do not belong together"),
-        (header(name="vgg"), "do not belong together"),
+        (header(name="vgg"), "its header describes no model"),
         (header(classes=["a", "b"]), "do not belong together"),
         (header(shape=[3, 8, 8]), "do not belong together"),
-        (header(extra=1), "do not belong together"),
+        (header(extra=1), "its header describes no model"),
     ],
 )
 def test_model_with_a_wrong_header_is_refused(
