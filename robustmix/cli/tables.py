@@ -1,7 +1,6 @@
 """Tables for a terminal, a pipe, and other programs."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> None:
-    """Print rows of text below a header; full width in a pipe, so that nothing is cut there.
+    """Print rows of text below a header in their full width: a narrow terminal folds a line, but nothing is cut.
 
     Args:
         header: names of the columns.
@@ -23,12 +22,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: S
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index in numeric else "left", no_wrap=not sys.stdout.isatty())
+        table.add_column(name, justify="right" if index in numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False).print(table)
+    Console(width=10_000, markup=False, highlight=False).print(table, soft_wrap=True)
 
 
 HEADER: Final = (
@@ -39,7 +38,7 @@ HEADER: Final = (
     "eps",
     "error",
     "95 % Wilson",
-    "clean error",
+    "clean",
     "success",
     "n",
 )
@@ -55,7 +54,7 @@ def result_rows(results: "pd.DataFrame") -> list[list[str]]:
             row["attack"] if row["role"] == "clean" or row["steps"] == 1 else f"{row['attack']}-{row['steps']}",
             f"{format_budget(row['eps_255'])}/255" if row["eps_255"] else "0",
             f"{row['error']:.1%}",
-            f"{row['error_low']:.1%} - {row['error_high']:.1%}",
+            f"{100 * row['error_low']:.1f} - {100 * row['error_high']:.1f}",
             f"{row['clean_error']:.1%}",
             "-" if math.isnan(row["success"]) else f"{row['success']:.1%}",
             str(row["n"]),
