@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from robustmix._version import __version__
 from robustmix.attacks import sweep
 from robustmix.checkpoints import load_model
-from robustmix.device import describe_device, pick_device
+from robustmix.data import TensorSplit
+from robustmix.device import describe_device, memory_hint, pick_device
 from robustmix.errors import EvaluationError
 from robustmix.planning import DEFAULT_BATCH, Plan, Unit, make_plan
 from robustmix.progress import Progress
@@ -30,7 +31,7 @@ ROUNDING: Final = 2.0**-24
 
 
 def evaluate(
-    suite: Suite | str,
+    suite: Suite | str | Path,
     *,
     workspace: str | Path | None = None,
     device: Device = "auto",
@@ -55,7 +56,7 @@ def evaluate(
         EvaluationError: a model does not fit the data, or a measurement would be wrong.
     """
     place = Workspace.find(workspace)
-    suite = load_suite(suite, place.root) if isinstance(suite, str) else suite
+    suite = suite if isinstance(suite, Suite) else load_suite(suite, place.root)
     plan = make_plan(suite, place, batch_size=batch_size, data_root=data_root)
     compute(plan, place, pick_device(device))
     return planned_results(plan, place)
@@ -82,21 +83,31 @@ def compute(plan: Plan, place: Workspace, device: torch.device) -> None:
 
     for number, unit in enumerate(plan.units, 1):
         started = time.perf_counter()
-        records: dict[str, list[Tensor]] = {identity.key(): [] for _, _, identity in unit.cells}
-        with Progress(f"{number}/{len(plan.units)} {unit.title}", len(inputs), "images") as progress:
-            for indices in torch.arange(len(inputs)).split(plan.batch_size):
-                x, y = inputs.gather(indices, device)
-                x = x.contiguous(memory_format=torch.channels_last)
-                for eps, x_adv in _adversarial(unit, model, x, y):
-                    seen = _perturbation(x, x_adv, eps, unit)
-                    for target, identity in unit.at(eps):
-                        records[identity.key()].append(torch.cat([score(model(target), x_adv, y), seen]))
-                progress.advance(len(y))
+        title = f"{number}/{len(plan.units)} {unit.title}"
+        with memory_hint(f"a smaller --batch-size than {plan.batch_size}"):
+            records = _compute_unit(unit, inputs, model, plan.batch_size, title)
         seconds = time.perf_counter() - started
         for _, target, identity in unit.cells:
             facts = _facts(plan, unit, target, seconds, device)
             rows = _rows(torch.cat(records[identity.key()], dim=1), plan.inputs.labels)
             write_cell(place.cells, Cell(identity, facts, rows))
+
+
+def _compute_unit(
+    unit: Unit, inputs: TensorSplit, model: Callable[[Run], nn.Module], batch_size: int, title: str
+) -> dict[str, list[Tensor]]:
+    """What every batch gives for every missing cell of a unit, by the cell's key."""
+    records: dict[str, list[Tensor]] = {identity.key(): [] for _, _, identity in unit.cells}
+    with Progress(title, len(inputs), "images") as progress:
+        for indices in torch.arange(len(inputs)).split(batch_size):
+            x, y = inputs.gather(indices, inputs.labels.device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            for eps, x_adv in _adversarial(unit, model, x, y):
+                seen = _perturbation(x, x_adv, eps, unit)
+                for target, identity in unit.at(eps):
+                    records[identity.key()].append(torch.cat([score(model(target), x_adv, y), seen]))
+            progress.advance(len(y))
+    return records
 
 
 def _adversarial(unit: Unit, model: Callable[[Run], nn.Module], x: Tensor, y: Tensor) -> Iterator[tuple[float, Tensor]]:
@@ -122,7 +133,7 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y: true labels, int64 [B].
 
     Returns:
-        float64 [4, B]: predicted class, whether the label is among the five largest logits, probability of the
+        float64 [4, B]: predicted class, whether fewer than five logits exceed the label's, probability of the
         predicted class, and the gap between the label's logit and the largest other.
 
     Raises:
@@ -132,12 +143,12 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = model(x).float()
         if not logits.isfinite().all():
             raise EvaluationError("a logit is NaN or infinite; such an output is no prediction")
-        top = logits.topk(min(5, logits.shape[1]), dim=1)
         own = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+        # By counting, not by topk: where logits are equal, topk and argmax need not name the same class.
+        in_top5 = (logits > own.unsqueeze(1)).sum(dim=1) < 5
         others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(dim=1)
         confidence = logits.softmax(dim=1).amax(dim=1)
-        in_top5 = (top.indices == y.unsqueeze(1)).any(dim=1)
-        return torch.stack([part.double() for part in (top.indices[:, 0], in_top5, confidence, own - others)])
+        return torch.stack([part.double() for part in (logits.argmax(dim=1), in_top5, confidence, own - others)])
 
 
 def _perturbation(x: Tensor, x_adv: Tensor, eps: float, unit: Unit) -> Tensor:

@@ -147,11 +147,22 @@ def _check_fit(run: Run, data: Dataset, place: Workspace) -> None:
             f"run {run.name!r} tells {len(spec.classes)} classes apart, {data.spec} has {len(data.classes)}: attack it "
             f"on what it was trained on (--data {run.recipe.data})"
         )
+    if spec.classes != data.classes:
+        if set(spec.classes) == set(data.classes):
+            raise EvaluationError(
+                f"run {run.name!r} knows the classes of {data.spec} in another order ({', '.join(spec.classes)}): "
+                "labels would be wrong"
+            )
+        say(f"warning: run {run.name!r} calls its classes {_few(spec.classes)}, {data.spec} {_few(data.classes)}")
     if spec.shape != data.shape:
         raise EvaluationError(
             f"run {run.name!r} takes images {list(spec.shape)}, {data.spec} has {list(data.shape)}: attack it on what "
             f"it was trained on (--data {run.recipe.data})"
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _warn(suite: Suite, data: Dataset, inputs: TensorSplit) -> None:

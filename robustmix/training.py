@@ -2,7 +2,6 @@
 
 import fcntl
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,16 @@ from robustmix._version import __version__
 from robustmix.checkpoints import load_state, save_model, save_state
 from robustmix.data import Dataset, TensorSplit, load_data
 from robustmix.data.augment import augment
-from robustmix.device import autocast, describe_device, pick_device, synchronize
-from robustmix.errors import CheckpointError, EvaluationError, SpecError
+from robustmix.device import autocast, describe_device, memory_hint, pick_device, synchronize
+from robustmix.errors import CheckpointError, EvaluationError, SpecError, StoreError
 from robustmix.mixing import METHODS, apply, mixed_correct, soft_cross_entropy, soft_labels
-from robustmix.models import Classifier, ModelSpec, build
+from robustmix.models import SMALLEST_SIDE, Classifier, ModelSpec, build
 from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
 from robustmix.spec.names import Device
 from robustmix.spec.recipe import Recipe
 from robustmix.store.runs import (
+    HISTORY,
     RECIPE,
     STATE,
     WEIGHTS,
@@ -72,39 +72,45 @@ def train(
     place = Workspace.find(workspace)
     folder = place.run(name)
     where = pick_device(device)
-    known = read_run(place, name) if name in run_names(place) else None
-    if known and known.finished and known.recipe == recipe.resolved(known.facts.like if known.facts else None):
-        say(f"run {name!r} has finished: {summary(known)}")
-        return known
     data = load_data(recipe.data, data_root).with_validation(recipe.val)
     recipe = recipe.resolved(data.like)
-    if known and known.recipe != recipe and not overwrite:
-        raise SpecError(
-            f"run {name!r} exists with another recipe ({', '.join(known.recipe.differences(recipe))}): "
-            "choose another --name, or replace it with --overwrite"
-        )
-    _check_last_batch(recipe, data.train.first(recipe.limit))
+    split = data.train.first(recipe.limit)
+    _check_fit(recipe, data, split)
+    digest = split.digest()
+    known = read_run(place, name) if name in run_names(place) else None
+    if known and known.begun and not overwrite:
+        if known.recipe != recipe:
+            raise SpecError(
+                f"run {name!r} exists with another recipe ({', '.join(known.recipe.differences(recipe))}): choose "
+                "another name or workspace, or replace it with --overwrite"
+            )
+        if known.facts and known.facts.train_digest != digest:
+            raise SpecError(
+                f"run {name!r} was trained on other data than {recipe.data} holds now: choose another name or "
+                "workspace, or replace it with --overwrite"
+            )
+    if known and known.finished and known.recipe == recipe and known.facts and known.facts.train_digest == digest:
+        say(f"run {name!r} has finished: {summary(known)}")
+        return known
     with _locked(folder):
-        if known and overwrite and known.recipe != recipe:
-            for file in folder.iterdir():
-                if file.name != LOCK:
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
-        if not (folder / RECIPE).exists():
-            write_recipe(folder, recipe)
-        _train(recipe, data, folder, where)
+        if overwrite and not _resumable(folder, recipe, digest):
+            _clear(folder)
+        write_recipe(folder, recipe)
+        with memory_hint(f"a smaller --batch-size than {recipe.batch_size} or --width than {recipe.width}"):
+            _train(recipe, data, digest, folder, where)
     run = read_run(place, name)
     say(f"run {name!r} has finished: {summary(run)}")
     return run
 
 
-def _train(recipe: Recipe, data: Dataset, folder: Path, device: torch.device) -> None:
+def _train(recipe: Recipe, data: Dataset, digest: str, folder: Path, device: torch.device) -> None:
     """The loop. Everything random is a function of (seed, epoch, step), so a resumed run ends with the same bits."""
     split = data.train.first(recipe.limit).to(device)
     test, val = data.test.to(device), data.val.to(device) if data.val else None
     steps = math.ceil(len(split) / recipe.batch_size)
-    model, optimiser, scaler, history = _start(recipe, data, split, folder, device)
+    model, optimiser, scaler, history = _start(recipe, data, split, digest, folder, device)
     plan, classes = METHODS[recipe.method], len(data.classes)
-    facts = _facts(data, split, model, device)
+    facts = _facts(data, split, digest, model, device)
 
     for epoch in range(len(history), recipe.epochs):
         started = time.perf_counter()
@@ -160,7 +166,7 @@ def _train(recipe: Recipe, data: Dataset, folder: Path, device: torch.device) ->
             {
                 "format": "robustmix-state-1",
                 "recipe": recipe.model_dump(),
-                "train_digest": facts.train_digest,
+                "train_digest": digest,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "scaler": scaler.state_dict(),
@@ -179,7 +185,7 @@ def _train(recipe: Recipe, data: Dataset, folder: Path, device: torch.device) ->
 
 
 def _start(
-    recipe: Recipe, data: Dataset, split: TensorSplit, folder: Path, device: torch.device
+    recipe: Recipe, data: Dataset, split: TensorSplit, digest: str, folder: Path, device: torch.device
 ) -> tuple[Classifier, SGD, torch.amp.GradScaler, list[dict[str, Any]]]:
     """Fresh weights from the seed, or the state of the last finished epoch."""
     spec = ModelSpec(name=recipe.model, width=recipe.width, classes=data.classes, shape=data.shape)
@@ -192,9 +198,9 @@ def _start(
     history: list[dict[str, Any]] = []
     if (folder / STATE).exists():
         state = load_state(folder / STATE)
-        if state["recipe"] != recipe.model_dump() or state["train_digest"] != split.digest():
+        if not _fits(state, recipe, digest):
             raise CheckpointError(
-                f"{folder / STATE} was trained by another recipe or on other data; replace it with --overwrite"
+                f"{folder / STATE} was trained by another recipe or on other data; start anew with --overwrite"
             )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -205,10 +211,33 @@ def _start(
     return model, optimiser, scaler, history
 
 
-def _check_last_batch(recipe: Recipe, split: TensorSplit) -> None:
+def _fits(state: dict[str, Any], recipe: Recipe, digest: str) -> bool:
+    return bool(state["recipe"] == recipe.model_dump() and state["train_digest"] == digest)
+
+
+def _resumable(folder: Path, recipe: Recipe, digest: str) -> bool:
+    """Whether what stands in a folder belongs to this recipe and data, so that there is nothing to replace."""
+    if not (folder / STATE).exists():
+        return not (folder / WEIGHTS).exists()
+    try:
+        return _fits(load_state(folder / STATE), recipe, digest)
+    except CheckpointError:
+        return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run, what would make it look finished first, so that a kill leaves nothing that could be mistaken."""
+    for name in (WEIGHTS, HISTORY, STATE, RECIPE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _check_fit(recipe: Recipe, data: Dataset, split: TensorSplit) -> None:
+    """Refuse what cannot be trained before anything is written."""
+    if min(data.shape[1:]) < SMALLEST_SIDE:
+        raise SpecError(f"{recipe.model} takes images of at least 8x8; those of {data.spec} are {list(data.shape)}")
     if len(split) % recipe.batch_size == 1:
         raise SpecError(
-            f"the last batch would hold a single example, on which batch norm is undefined: choose another "
+            "the last batch would hold a single example, on which batch norm is undefined: choose another "
             f"--batch-size than {recipe.batch_size} for {len(split)} training examples, or another --limit"
         )
 
@@ -252,12 +281,12 @@ def summary(run: Run) -> str:
     )
 
 
-def _facts(data: Dataset, split: TensorSplit, model: nn.Module, device: torch.device) -> RunFacts:
+def _facts(data: Dataset, split: TensorSplit, digest: str, model: nn.Module, device: torch.device) -> RunFacts:
     return RunFacts(
         data=data.name,
         like=data.like,
         data_note=data.note,
-        train_digest=split.digest(),
+        train_digest=digest,
         train_examples=len(split),
         classes=len(data.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -274,10 +303,16 @@ LOCK = ".lock"
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second process from training the same run; the lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SpecError(f"run {folder.name!r} is being trained by another process right now") from None
+        for abandoned in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
+            abandoned.unlink()
         yield

@@ -96,6 +96,28 @@ def test_verbs_that_only_read_files_import_no_torch(arguments: list[str], tiny: 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_suite_is_refused_before_anything_is_trained_for_it(tmp_path: Path) -> None:
+    demo = (Path(__file__).parents[1] / "attacks/demo.toml").read_text(encoding="utf-8")
+    wrong = {
+        "experiment.toml": (demo.replace("zhang-table3", "zang-table3"), "zang-table3"),
+        "my suite.toml": (demo, "'my suite'"),
+        "glob.toml": (demo.replace("headline_eps", 'sources = ["e*", "zz*"]\nheadline_eps'), "'zz*'"),
+    }
+    for name, (text, part) in wrong.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        for verb in ("validate", "run"):
+            done = run(verb, name, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (2, ""), done.stderr
+            assert part in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_says_what_the_defaults_mean() -> None:
+    assert "Zhang et al. 2018" in run("train", "--help", cwd=Path()).stdout
+    assert "robustmix-demo" in run("demo", "--help", cwd=Path()).stdout
+    assert "replace those of every recipe" in run("run", "--help", cwd=Path()).stdout
+
+
 def test_version() -> None:
     assert run("--version", cwd=Path()).stdout.strip() == robustmix.__version__
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pytest
 import torch
 from tiny import TINY, run, start, stop_when
@@ -11,9 +12,11 @@ from torch import nn
 
 import robustmix
 from robustmix import AttackSpec, Recipe, Suite, evaluation, planning
+from robustmix.checkpoints import read_spec
+from robustmix.crosscheck import crosscheck_line
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.evaluation import evaluate, score
-from robustmix.store.cells import read_cells
+from robustmix.store.cells import read_cells, write_cell
 from robustmix.store.results import COLUMNS
 from robustmix.store.runs import common_data, finished_run
 from robustmix.store.workspace import Workspace
@@ -228,3 +231,40 @@ def test_score_against_a_slow_count() -> None:
 def test_a_logit_that_is_no_number_is_an_error() -> None:
     with pytest.raises(EvaluationError, match="NaN or infinite"):
         score(nn.Identity(), torch.tensor([[0.0, float("nan")]]), torch.tensor([0]))
+
+
+def test_equal_logits_are_predicted_as_argmax_does() -> None:
+    prediction, in_top5, _, gap = score(nn.Identity(), torch.zeros(3, 10), torch.tensor([0, 4, 9]))
+    assert prediction.tolist() == [0, 0, 0]
+    assert in_top5.tolist() == [1, 1, 1]
+    assert gap.tolist() == [0, 0, 0]
+
+
+def test_classes_in_another_order_are_refused(workspace: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for half in ("train", "test"):
+        for name in "9876543210":
+            folder = tmp_path / "digits" / half / f"{name}"
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), 25 * int(name), dtype=np.uint8)).save(folder / "1.png")
+    model = read_spec(workspace / "runs/erm1/model.safetensors")
+    assert model.classes == tuple("0123456789")
+    data = robustmix.load_data(f"folder:{tmp_path}/digits")
+    assert data.classes == model.classes
+    turned = replace(data, classes=data.classes[::-1])
+    with pytest.raises(EvaluationError, match="in another order"):
+        planning._check_fit(finished_run(Workspace(workspace), "erm1"), turned, Workspace(workspace))
+
+
+def test_the_cross_check_compares_a_cell_with_both_peers(workspace: Path) -> None:
+    pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
+    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+    suite = SUITE.model_copy(update={"attack": SUITE.attack[1:2], "targets": ("erm1",), "sources": ("erm1",)})
+    evaluate(suite, workspace=workspace)
+    line = crosscheck_line(Workspace(workspace), "erm1")
+    assert line.count("other predictions on 0") == 2
+    for cell in read_cells(workspace / "results/cells"):
+        wrong = cell.rows.set_column(2, "prediction", pc.add(cell.rows["prediction"], 1).cast("int32"))
+        write_cell(workspace / "results/cells", replace(cell, rows=wrong))
+    assert crosscheck_line(Workspace(workspace), "erm1").count("other predictions on 360") == 2

@@ -454,15 +454,21 @@ def test_shipped_suites_survive_as_json(name: str) -> None:
 # ---- gathering ---------------------------------------------------------------------------------------------------
 
 
+def evidence_examples(evidence: Evidence, folder: Path) -> int:
+    return load_cells(folder, evidence)[0].rows.num_rows
+
+
 def test_without_a_suite_all_cells_are_reported(place: Workspace) -> None:
     page = write_report(place, None)
     assert page == place.root / "reports" / "cifar10" / "index.html"
     evidence = load(page.parent)
     assert evidence.headline_eps == 4
     assert len(evidence.cells) == len(list(place.cells.iterdir()))
-    assert evidence.attack_command == (
-        "robustmix attack --data cifar10 --source erm1 erm2 mixup1 mixup2 --target erm1 erm2 mixup1 mixup2 "
-        "--attack fgsm ifgsm --eps 0.5/255 1 4"
+    runs = "--data cifar10 --source erm1 erm2 mixup1 mixup2 --target erm1 erm2 mixup1 mixup2"
+    count = evidence_examples(evidence, page.parent)
+    assert evidence.attack_commands == (
+        f"robustmix attack {runs} --attack fgsm --eps 0.5/255 1 4 --limit {count} --batch-size 256",
+        f"robustmix attack {runs} --attack ifgsm --eps 0.5/255 1 4 --steps 10 --limit {count} --batch-size 256",
     )
 
 

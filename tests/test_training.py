@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY, environment, run, start, stop_when, tiny_flags
 
 import robustmix
-from robustmix import Recipe
-from robustmix.checkpoints import load_state
-from robustmix.errors import CheckpointError, SpecError
+from robustmix import Recipe, training
+from robustmix.checkpoints import load_state, save_state
+from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 from robustmix.training import error_rate, learning_rate
@@ -110,6 +111,119 @@ def test_another_recipe_under_the_same_name_is_refused_unless_overwritten(tmp_pa
     assert len(replaced.history) == 2
 
 
+def test_a_finished_run_without_its_derived_files_gets_them_back(tmp_path: Path) -> None:
+    """As if killed after the last state.ckpt, before model.safetensors."""
+    robustmix.train(Recipe(**TINY), name="x", workspace=tmp_path)
+    before = weights(tmp_path, "x")
+    for name in ("model.safetensors", "history.parquet"):
+        (tmp_path / "runs/x" / name).unlink()
+    again = robustmix.train(Recipe(**TINY), name="x", workspace=tmp_path)
+    assert len(again.history) == TINY["epochs"]
+    assert weights(tmp_path, "x") == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"augment": "crop-flip", "schedule": "cosine"},
+        {"method": "mixup", "lam_per": "example", "alpha": 0.4},
+        {"method": "mixup", "precision": "bf16", "val": 64},
+    ],
+)
+def test_every_option_is_resumed_exactly(
+    fields: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(**{**TINY, **fields})
+    robustmix.train(recipe, name="whole", workspace=tmp_path)
+    saved = []
+
+    def save_and_stop(path: Path, state: dict[str, object]) -> None:
+        saved.append(path)
+        save_state(path, state)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            robustmix.train(recipe, name="parts", workspace=tmp_path)
+    assert epochs_done(tmp_path, "parts") == 2
+    robustmix.train(recipe, name="parts", workspace=tmp_path)
+    assert weights(tmp_path, "parts") == weights(tmp_path, "whole")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_killed_overwrite_never_passes_old_weights_off_as_new(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Recipe(**{**TINY, "epochs": 1}), Recipe(**{**TINY, "epochs": 2})
+    robustmix.train(old, name="x", workspace=tmp_path)
+    before = weights(tmp_path, "x")
+    removed: list[Path] = []
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if len(removed) == kept and path.parent.name == "x":
+            raise KeyboardInterrupt
+        if path.parent.name == "x":
+            removed.append(path)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            robustmix.train(new, name="x", workspace=tmp_path, overwrite=True)
+    done = robustmix.train(new, name="x", workspace=tmp_path, overwrite=True)
+    assert len(done.history) == 2
+    assert weights(tmp_path, "x") != before
+
+
+def test_a_damaged_state_is_named_and_can_be_replaced(tmp_path: Path) -> None:
+    recipe = Recipe(**{**TINY, "epochs": 1})
+    robustmix.train(recipe, name="x", workspace=tmp_path)
+    before = weights(tmp_path, "x")
+    state = tmp_path / "runs/x/state.ckpt"
+    state.write_bytes(state.read_bytes()[:1000])
+    (tmp_path / "runs/x/model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.ckpt"):
+        robustmix.train(recipe, name="x", workspace=tmp_path)
+    robustmix.train(recipe, name="x", workspace=tmp_path, overwrite=True)
+    assert weights(tmp_path, "x") == before
+
+
+def test_a_run_on_data_that_has_changed_is_refused_unless_overwritten(tmp_path: Path) -> None:
+    digits = robustmix.load_data("digits")
+    arrays = {
+        f"{what}_{half}": getattr(getattr(digits, half).first(128), "images" if what == "x" else "labels").numpy()
+        for half in ("train", "test")
+        for what in ("x", "y")
+    }
+    np.savez(tmp_path / "d.npz", **arrays)
+    recipe = Recipe(data=f"npz:{tmp_path}/d.npz", **{**TINY, "epochs": 1})
+    robustmix.train(recipe, name="x", workspace=tmp_path)
+    before = weights(tmp_path, "x")
+    np.savez(tmp_path / "d.npz", **{**arrays, "x_train": 255 - arrays["x_train"]})
+    with pytest.raises(SpecError, match="trained on other data"):
+        robustmix.train(recipe, name="x", workspace=tmp_path)
+    robustmix.train(recipe, name="x", workspace=tmp_path, overwrite=True)
+    assert weights(tmp_path, "x") != before
+
+
+def test_images_too_small_for_the_network_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    images = np.zeros((8, 6, 6, 1), dtype=np.uint8)
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(SpecError, match="at least 8x8"):
+        robustmix.train(Recipe(data=f"npz:{tmp_path}/d.npz"), name="x", workspace=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        robustmix.train(Recipe(**TINY), name="x", workspace=tmp_path / "file")
+
+
 def test_a_state_of_another_recipe_is_not_resumed(tmp_path: Path) -> None:
     robustmix.train(Recipe(**{**TINY, "epochs": 1}), name="x", workspace=tmp_path)
     folder = tmp_path / "runs/x"
@@ -179,6 +293,8 @@ def test_a_diverging_run_is_an_error_and_writes_no_model(tmp_path: Path) -> None
     with pytest.raises(robustmix.RobustmixError, match=r"training loss is (nan|inf).*lower --lr"):
         robustmix.train(Recipe(**{**TINY, "lr": 1e9}), name="x", workspace=tmp_path)
     assert not (tmp_path / "runs/x/model.safetensors").exists()
+    lower = robustmix.train(Recipe(**TINY), name="x", workspace=tmp_path)  # nothing had been learnt that could be lost
+    assert lower.finished
 
 
 def test_learning_rate_schedules() -> None:

@@ -31,8 +31,10 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _verb, _help in VERBS.items():
-    app.command(f"robustmix.cli.{_verb}:{_verb}", name=_verb, help=_help)
+for _verb, _summary in VERBS.items():
+    # The summary stands in the list of verbs, which is printed without importing them; a verb's own help says more.
+    _asked = _verb in sys.argv[1:2]
+    app.command(f"robustmix.cli.{_verb}:{_verb}", name=_verb, help=None if _asked else _summary)
 
 
 def main() -> None:

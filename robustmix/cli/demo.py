@@ -1,25 +1,24 @@
 """``robustmix demo``."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from robustmix.cli.options import Machine, Place
+from robustmix.cli.options import Flag, Machine, Place
 from robustmix.spec.suite import load_suite
 
-DEFAULTS = Place()
 MACHINE = Machine()
 
 
-def demo(*, machine: Machine = MACHINE, place: Place = DEFAULTS) -> None:
+def demo(*, workspace: Path = Path("robustmix-demo"), quiet: Flag = False, machine: Machine = MACHINE) -> None:
     """Train two ERM and two mixup networks on embedded digits, attack them, write the report: about a minute.
 
-    Everything goes into ./robustmix-demo unless --workspace names another folder.
+    Args:
+        workspace: The folder that everything goes into.
+        quiet: No progress, no remarks.
     """
     from robustmix.cli.run import run_suite
-
-    workspace = replace(place, workspace=place.workspace or Path("robustmix-demo")).enter()
-    suite = load_suite("demo", workspace.root)
-    run_suite(suite, "demo", {}, workspace, machine)
     from robustmix.crosscheck import crosscheck_line
 
-    print(crosscheck_line(workspace, "erm1", suite))
+    place = Place(workspace, quiet).enter()
+    suite = load_suite("demo", place.root)
+    run_suite(suite, "demo", place, machine, {})
+    print(crosscheck_line(place, "erm1"))

@@ -35,6 +35,7 @@ def results(
     elif format == "json":
         print(table.to_json(orient="records", indent=1))
     elif format == "markdown":
-        print(tables.markdown(tables.HEADER, tables.result_rows(table)))
+        columns = tables.result_columns(table)
+        print(tables.markdown(list(columns), list(zip(*columns.values(), strict=True))))
     else:
         tables.print_results(table)

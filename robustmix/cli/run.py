@@ -1,10 +1,12 @@
 """``robustmix run``."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from robustmix.cli.options import Machine, Place, command_line
+from robustmix.cli.options import Flag, Machine, Place, command_line
 from robustmix.errors import SpecError
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, load_suite
@@ -21,6 +23,7 @@ def run(
     *,
     on_top: Annotated[Recipe, Parameter(name="*", show_default=False)] = Recipe(),
     test_limit: int | None = None,
+    overwrite: Flag = False,
     machine: Machine = MACHINE,
     place: Place = DEFAULTS,
 ) -> None:
@@ -31,6 +34,7 @@ def run(
     Args:
         suite: A suite's name or file; 'robustmix ls' lists the names.
         test_limit: Attack the first N test examples only.
+        overwrite: Replace runs of those names that have another recipe.
     """
     workspace = place.enter()
     fields = on_top.model_dump(exclude_unset=True)
@@ -43,26 +47,38 @@ def run(
     changes = {"data": fields.get("data"), "limit": test_limit}
     changes = {key: value for key, value in changes.items() if value is not None}
     wanted = validate(Suite, {**wanted.model_dump(exclude_unset=True), **changes}, suite)
-    run_suite(wanted, suite, fields, workspace, machine)
+    run_suite(wanted, suite, workspace, machine, fields, overwrite=overwrite)
 
 
-def run_suite(wanted: Suite, name: str, fields: dict[str, object], workspace: Workspace, machine: Machine) -> None:
+def run_suite(
+    wanted: Suite,
+    name: str,
+    workspace: Workspace,
+    machine: Machine,
+    fields: Mapping[str, object],
+    *,
+    overwrite: bool = False,
+) -> None:
     """Train, attack, report and print where the page is."""
-    from pathlib import Path
+    from robustmix.report import check_suite, write_report
+
+    stem = Path(name).stem
+    check_suite(workspace, wanted, stem)
+    recipes = wanted.runs(fields)
 
     from robustmix import evaluation, training
     from robustmix.cli import tables
     from robustmix.device import pick_device
     from robustmix.planning import make_plan
-    from robustmix.report import write_report
 
-    for run_name, recipe in wanted.runs(fields).items():
+    for run_name, recipe in recipes.items():
         training.train(
             recipe,
             name=run_name,
             workspace=workspace.root,
             device=machine.device,
             data_root=machine.data_root,
+            overwrite=overwrite,
         )
     plan = make_plan(wanted, workspace, data_root=machine.data_root)
     evaluation.compute(plan, workspace, pick_device(machine.device))
@@ -70,7 +86,5 @@ def run_suite(wanted: Suite, name: str, fields: dict[str, object], workspace: Wo
     headline = results[results["eps_255"].isin([0, wanted.headline_eps])] if wanted.headline_eps else results
     tables.print_results(headline)
     inputs = plan.inputs.digest()
-    page = write_report(
-        workspace, Path(name).stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs
-    )
+    page = write_report(workspace, stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs)
     print(f"report: {page}")

@@ -102,15 +102,25 @@ def _decoded(listing: dict[str, list[Path]], cache: Path, spec: str, half: str) 
     order = generator(0, Stream.FOLDER).permutation(len(files))
     stamps = (f"{path}\0{(stat := os.stat(path)).st_size}\0{stat.st_mtime_ns}\n" for path in files)
     cached = cache / f"{hashlib.sha256(''.join(stamps).encode()).hexdigest()[:32]}.npy"
-    if cached.exists():
-        images = np.load(cached, allow_pickle=False)
-    else:
+    images = _from_cache(cached)
+    if images is None:
         images = _decode([files[index] for index in order], spec, half)
         try:
             write_atomically(cached, lambda file: np.save(file, images, allow_pickle=False))
         except StoreError as error:
             say(f"warning: the decoded images cannot be kept for the next time: {error}")
     return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels[order].astype(np.int64)))
+
+
+def _from_cache(cached: Path) -> np.ndarray | None:
+    if not cached.exists():
+        return None
+    try:
+        images: np.ndarray = np.load(cached, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        say(f"warning: {cached} is damaged and is made anew: {error}")
+        return None
+    return images
 
 
 def _decode(files: list[Path], spec: str, half: str) -> np.ndarray:

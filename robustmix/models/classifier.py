@@ -18,6 +18,10 @@ MODELS: Final[dict[ModelName, Callable[[int, int, int], nn.Module]]] = {
 }
 
 
+# Three halvings leave one pixel of it.
+SMALLEST_SIDE: Final = 8
+
+
 class ModelSpec(Spec):
     """All that is needed to build a network again; stored beside its weights.
 
@@ -71,7 +75,7 @@ class Classifier(nn.Module):
         Raises:
             EvaluationError: the channels do not fit, or the image is smaller than 8x8.
         """
-        if x.ndim != 4 or x.shape[1] != self.spec.shape[0] or min(x.shape[2:]) < 8:
+        if x.ndim != 4 or x.shape[1] != self.spec.shape[0] or min(x.shape[2:]) < SMALLEST_SIDE:
             raise EvaluationError(
                 f"{self.spec.name} takes images [B, {self.spec.shape[0]}, H, W] of at least 8x8; got {list(x.shape)}"
             )

@@ -20,7 +20,7 @@ from robustmix.report.selection import Choice, choose_suite, choose_unbound
 from robustmix.report.text import join_names
 from robustmix.spec.names import check_name, unknown
 from robustmix.spec.recipe import Recipe
-from robustmix.spec.suite import Suite
+from robustmix.spec.suite import Suite, match_runs
 from robustmix.spec.validation import Spec, validate
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.cells import Cell, cell_path, read_cell, read_cells
@@ -78,7 +78,7 @@ class Evidence(Spec):
         runs: every source and target.
         cells: keys of the cells.
         command: that wrote the report.
-        attack_command: that computes the cells.
+        attack_commands: that compute the cells.
     """
 
     version: Literal[1] = 1
@@ -94,7 +94,7 @@ class Evidence(Spec):
     runs: tuple[RunRecord, ...] = Field(min_length=1)
     cells: tuple[Sha256, ...] = Field(min_length=1)
     command: str
-    attack_command: str
+    attack_commands: tuple[str, ...]
 
 
 def collect(
@@ -152,12 +152,27 @@ def collect(
         runs=tuple(_record(run) for run in choice.runs),
         cells=tuple(sorted(cell.key for cell in choice.cells)),
         command=command,
-        attack_command=choice.command,
+        attack_commands=choice.commands,
     )
     # A clean cell that is missing must show before anything is written.
     results_table(choice.cells, choice.runs)
     _write(folder, evidence, choice, place)
     return folder
+
+
+def check_suite(place: Workspace, suite: Suite, name: str) -> None:
+    """Find out what would keep a suite from being reported under a name, before anything is trained for it.
+
+    Raises:
+        SpecError: the name cannot be a folder's, a source or target matches nothing, or what is said to be published
+            names an experiment or a run that is not there.
+    """
+    check_name(name, "report")
+    own = list(suite.runs())
+    known = list(dict.fromkeys([*own, *run_names(place)]))
+    sources = match_runs(suite.sources or tuple(own), known, "run")
+    targets = match_runs(suite.targets or suite.sources or tuple(own), known, "run")
+    _check_published(suite, sources, targets)
 
 
 def load(folder: Path) -> Evidence:

@@ -1,5 +1,6 @@
 """From a report's folder to its page."""
 
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -7,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustmix.report import comparison, tables, words
-from robustmix.report.evidence import collect
+from robustmix.report.evidence import Evidence, collect
 from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
 from robustmix.report.material import Material
 from robustmix.report.text import budget
@@ -92,10 +93,16 @@ def render(folder: Path) -> Path:
         runs=list(material.runs.values()),
         attacks=material.attacks,
         name=folder.name,
+        report_command=_report_command(folder.name, material.evidence),
     )
     page = folder / INDEX
     write_text(page, text)
     return page
+
+
+def _report_command(name: str, evidence: Evidence) -> str:
+    suite = ["--suite", evidence.suite_name] if evidence.suite_name else []
+    return shlex.join(["robustmix", "report", name, *suite, "--data", evidence.data])
 
 
 def _safe(drawings: list[Drawing]) -> list[tuple[str, Markup]]:

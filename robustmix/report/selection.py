@@ -38,7 +38,7 @@ class Choice:
         targets: names of the runs that are scored, in order.
         runs: all of them.
         cells: the attacked and the clean ones.
-        command: that computes them.
+        commands: that compute them.
     """
 
     data: str
@@ -47,7 +47,7 @@ class Choice:
     targets: tuple[str, ...]
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
-    command: str
+    commands: tuple[str, ...]
 
 
 def choose_suite(
@@ -77,7 +77,7 @@ def choose_suite(
         SpecError: the data set was attacked with different test examples.
     """
     weights = {run.weights for run in runs.values()}
-    ours = [cell for cell in cells if cell.identity.target in weights and _is_of(cell, data)]
+    ours = [cell for cell in cells if cell.identity.target in weights]
     ours = _one_test_set(ours, data, suite.limit, inputs)
     like = ours[0].facts.like if ours else next((run.facts.like for run in runs.values() if run.facts), None)
     command = _attack_command(suite_name, suite, sources, targets, data)
@@ -107,7 +107,7 @@ def choose_suite(
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise StoreError(f"no cell for {missing[0]} on {data}{more}; compute what is missing with: {command}")
     every = _with_clean(chosen, ours)
-    return Choice(data, like, tuple(sources), tuple(targets), tuple(runs.values()), every, command)
+    return Choice(data, like, tuple(sources), tuple(targets), tuple(runs.values()), every, (command,))
 
 
 def choose_unbound(cells: Iterable[Cell], runs: Sequence[Run], data: str | None, inputs: str | None) -> Choice:
@@ -139,10 +139,6 @@ def choose_unbound(cells: Iterable[Cell], runs: Sequence[Run], data: str | None,
     sources = tuple(run.name for run in runs if run.weights in crafted)
     targets = tuple(run.name for run in runs if run.weights in scored)
     involved = tuple(run for run in runs if run.weights in crafted | scored)
-    attacks = sorted({cell.identity.attack for cell in chosen})
-    budgets = sorted({cell.identity.eps_255 for cell in chosen})
-    flags = {"data": [data], "source": sources, "target": targets, "attack": attacks, "eps": map(_option, budgets)}
-    command = " ".join(f"--{key} {shlex.join(values)}" for key, values in flags.items())
     return Choice(
         data,
         ours[0].facts.like,
@@ -150,7 +146,7 @@ def choose_unbound(cells: Iterable[Cell], runs: Sequence[Run], data: str | None,
         targets,
         involved,
         _with_clean(chosen, cells),
-        f"robustmix attack {command}",
+        _commands(chosen, data, sources, targets),
     )
 
 
@@ -162,7 +158,10 @@ def _one_test_set(cells: list[Cell], data: str, limit: int | None, inputs: str |
     """The cells on one set of test examples: the given one, that of ``limit`` examples, else the largest."""
     if inputs is not None:
         return [cell for cell in cells if cell.identity.inputs == inputs]
-    sizes = {cell.identity.inputs: cell.rows.num_rows for cell in cells if limit in (None, cell.rows.num_rows)}
+    cells = [cell for cell in cells if _is_of(cell, data)]
+    sizes = {cell.identity.inputs: cell.rows.num_rows for cell in cells}
+    # A limit beyond the test set's size takes all of it.
+    sizes = {digest: size for digest, size in sizes.items() if limit is None or size <= limit}
     largest = sorted(digest for digest, size in sizes.items() if size == max(sizes.values()))
     if len(largest) > 1:
         digests = ", ".join(digest[:12] for digest in largest)
@@ -208,6 +207,24 @@ def _describe(source: Run | None, spec: AttackSpec | None, eps: float, target: R
         return f"{target.name} on clean inputs"
     steps = f" of {spec.iterations} steps" if spec.iterations > 1 else ""
     return f"{target.name} under {spec.name}{steps} at {format_budget(eps)}/255 crafted on {source.name}"
+
+
+def _commands(cells: Sequence[Cell], data: str, sources: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
+    """The commands that compute attacked cells: one per attack, step rule and batch size."""
+    groups: dict[tuple[str, int, float | None, int, int], set[float]] = {}
+    for cell in cells:
+        at = cell.identity
+        equal = math.isclose(at.step_255, at.eps_255 / at.steps)
+        group = (at.attack, at.steps, None if equal else at.step_255, at.batch_size, cell.rows.num_rows)
+        groups.setdefault(group, set()).add(at.eps_255)
+    commands = []
+    for (attack, steps, step, batch_size, examples), budgets in sorted(groups.items(), key=repr):
+        words = ["robustmix", "attack", "--data", data, "--source", *sources, "--target", *targets, "--attack", attack]
+        words += ["--eps", *map(_option, sorted(budgets))]
+        words += ["--steps", str(steps)] if steps > 1 else []
+        words += ["--step-size", _option(step)] if step is not None else []
+        commands.append(shlex.join([*words, "--limit", str(examples), "--batch-size", str(batch_size)]))
+    return tuple(commands)
 
 
 def _attack_command(suite_name: str | None, suite: Suite, sources: list[str], targets: list[str], data: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,10 @@ DATA_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     }
     for name in ("cifar10", "cifar100")
 }
+
+
+# What only a recipe that mixes has.
+MIXING_FIELDS: Final = ("alpha", "lam_per")
 
 
 class Recipe(Spec):
@@ -114,8 +119,8 @@ class Recipe(Spec):
         }
         if self.method == "erm":
             options.pop("lam_per")
-        flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
-        return f"robustmix train {flags} --name {name}"
+        flags = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        return shlex.join(["robustmix", "train", *flags, "--name", name])
 
 
 def shipped_recipes() -> dict[str, Path]:

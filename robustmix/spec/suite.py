@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from robustmix.errors import SpecError
 from robustmix.spec.names import Attack, check_name, unknown
-from robustmix.spec.recipe import Recipe, load_recipe_fields, read_recipe
+from robustmix.spec.recipe import MIXING_FIELDS, Recipe, load_recipe_fields, read_recipe
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.units import Budget, format_budget
 
@@ -159,7 +159,8 @@ class Suite(Spec):
         """The recipe of every run that the suite trains, by name.
 
         Args:
-            on_top: fields that replace those of every recipe (``robustmix run SUITE --epochs 5``).
+            on_top: fields that replace those of every recipe (``robustmix run SUITE --epochs 5``); those of mixing only
+            where there is mixing.
 
         Raises:
             SpecError: a table holds a wrong field.
@@ -177,8 +178,10 @@ class Suite(Spec):
                 fields = {**read_recipe(base), **fields}
             if self.data is not None:
                 fields.setdefault("data", self.data)
+            mixes = fields.get("method", "erm") != "erm"
+            top = {key: value for key, value in (on_top or {}).items() if mixes or key not in MIXING_FIELDS}
             for seed in seeds:
-                recipes[f"{name}{seed}"] = load_recipe_fields({**fields, **(on_top or {}), "seed": seed}, where)
+                recipes[f"{name}{seed}"] = load_recipe_fields({**fields, **top, "seed": seed}, where)
         return recipes
 
 

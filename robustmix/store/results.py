@@ -10,6 +10,7 @@ from robustmix.errors import StoreError
 from robustmix.stats import wilson
 from robustmix.store.cells import Cell
 from robustmix.store.runs import Run
+from robustmix.units import to_pixels
 
 COLUMNS: Final = (
     "data",
@@ -143,7 +144,7 @@ def _figures(cell: Cell, by_key: dict[str, Cell]) -> dict[str, Any]:
         "success": float((wrong & ~clean_wrong).sum()) / initially_correct
         if attacked and initially_correct
         else np.nan,
-        "delta_max": float(norm) * 255 / identity.eps_255 if attacked else np.nan,
+        "delta_max": float(norm) / to_pixels(identity.eps_255) if attacked else np.nan,
         "batch_size": identity.batch_size,
         "forward": cell.facts.forward,
         "backward": cell.facts.backward,

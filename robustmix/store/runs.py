@@ -6,6 +6,7 @@ metadata, the facts of the run; ``model.safetensors`` is there once it has finis
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -81,9 +82,15 @@ class Run:
         return self.weights is not None
 
     @property
+    def begun(self) -> bool:
+        """Whether an epoch has finished, so that something would be lost with it."""
+        return len(self.history) > 0
+
+    @property
     def group(self) -> str:
-        """The name that it shares with runs that differ by the seed: its own without the seed at the end."""
-        return self.name.removesuffix(str(self.recipe.seed)).rstrip("-_.") or self.name
+        """The name that it shares with runs that differ by the seed: its own without the seed, if it ends in it."""
+        stem, digits = re.fullmatch(r"(.*?)[-_.]?(\d*)", self.name).groups()  # type: ignore[union-attr]
+        return stem if stem and digits == str(self.recipe.seed) else self.name
 
     def final(self, column: str) -> float:
         """A figure of the last finished epoch; NaN if there is none."""
@@ -127,7 +134,8 @@ def read_run(workspace: Workspace, name: str) -> Run:
             raise StoreError(f"{folder / HISTORY} cannot be read: {error}") from None
         history = table.to_pandas()
     weights = folder / WEIGHTS
-    return Run(name, recipe, facts, history, file_digest(weights) if weights.exists() else None)
+    finished = len(history) == recipe.epochs and weights.exists()
+    return Run(name, recipe, facts, history, file_digest(weights) if finished else None)
 
 
 def run_names(workspace: Workspace) -> list[str]:
