@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +31,19 @@ ROWS: Final = pa.schema(
         ("max", pa.float32()),
     ]
 )
+
+
+# Reports carry their cells: this takes little more than half the space of the defaults.
+ENCODING: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 9,
+    "use_dictionary": ["label", "prediction", "in_top5", "norm", "min", "max"],
+    "column_encoding": {
+        "index": "DELTA_BINARY_PACKED",
+        "confidence": "BYTE_STREAM_SPLIT",
+        "gap": "BYTE_STREAM_SPLIT",
+    },
+}
 
 
 class CellIdentity(Spec):
@@ -166,10 +179,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
             "robustmix.facts": cell.facts.model_dump_json(),
         }
     )
-    write_atomically(
-        cell_path(folder, cell.identity),
-        lambda file: pq.write_table(rows, file, compression="zstd", compression_level=9),
-    )
+    write_atomically(cell_path(folder, cell.identity), lambda file: pq.write_table(rows, file, **ENCODING))
 
 
 def read_cell(path: Path) -> Cell:
