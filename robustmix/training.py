@@ -68,7 +68,7 @@ def train(
         DataError: the data cannot be loaded.
         EvaluationError: the loss is no longer finite.
     """
-    name = name or default_name(recipe)
+    name = default_name(recipe) if name is None else name
     place = Workspace.find(workspace)
     folder = place.run(name)
     where = pick_device(device)

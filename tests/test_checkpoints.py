@@ -17,7 +17,7 @@ from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.models import Classifier, ModelSpec, build
 from robustmix.spec.recipe import Recipe
 from robustmix.store.atomic import write_atomically
-from robustmix.store.runs import write_recipe
+from robustmix.store.runs import RunFacts, write_history, write_recipe
 
 SPEC = ModelSpec(name="preact_resnet18", width=2, classes=("zero", "one", "zwölf"), shape=(1, 8, 8))
 
@@ -85,7 +85,9 @@ def test_same_weights_give_the_same_file(model: Classifier, tmp_path: Path) -> N
 
 def test_model_is_found_by_run_folder_and_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "place" / "runs" / "erm1"
-    write_recipe(folder, Recipe())
+    write_recipe(folder, Recipe(epochs=1))
+    facts = RunFacts("digits", "digits", None, "0" * 64, 8, 3, 100, "cpu", 1, "0", "0")
+    write_history(folder, [{"epoch": 1, "test_error": 0.5}], facts)
     file.rename(folder / "model.safetensors")
     expected = read_model(folder / "model.safetensors").state_dict()
     monkeypatch.setenv("ROBUSTMIX_WORKSPACE", str(tmp_path / "place"))

@@ -468,7 +468,7 @@ def test_without_a_suite_all_cells_are_reported(place: Workspace) -> None:
     count = evidence_examples(evidence, page.parent)
     assert evidence.attack_commands == (
         f"robustmix attack {runs} --attack fgsm --eps 0.5/255 1 4 --limit {count} --batch-size 256",
-        f"robustmix attack {runs} --attack ifgsm --eps 0.5/255 1 4 --steps 10 --limit {count} --batch-size 256",
+        f"robustmix attack {runs} --attack ifgsm --eps 1 4 --steps 10 --limit {count} --batch-size 256",
     )
 
 
@@ -532,6 +532,8 @@ def test_one_set_of_test_examples(place: Workspace) -> None:
     assert {cell.rows.num_rows for cell in load_cells(folder, load(folder))} == {20}
     with pytest.raises(StoreError, match="--limit 30"):
         collect(place, "c", suite=suite(limit=30))
+    folder = collect(place, "c", suite=suite(limit=1000))  # beyond the test set's size, a limit takes all of it
+    assert {cell.rows.num_rows for cell in load_cells(folder, load(folder))} == {N}
     add_cells(place, inputs="7" * 64)
     with pytest.raises(SpecError, match="2 different sets of 50 test examples") as error:
         collect(place, "d", suite=suite())

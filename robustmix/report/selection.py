@@ -161,7 +161,8 @@ def _one_test_set(cells: list[Cell], data: str, limit: int | None, inputs: str |
     cells = [cell for cell in cells if _is_of(cell, data)]
     sizes = {cell.identity.inputs: cell.rows.num_rows for cell in cells}
     # A limit beyond the test set's size takes all of it.
-    sizes = {digest: size for digest, size in sizes.items() if limit is None or size <= limit}
+    if limit is not None and max(sizes.values(), default=0) >= limit:
+        sizes = {digest: size for digest, size in sizes.items() if size == limit}
     largest = sorted(digest for digest, size in sizes.items() if size == max(sizes.values()))
     if len(largest) > 1:
         digests = ", ".join(digest[:12] for digest in largest)
