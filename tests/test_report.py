@@ -17,7 +17,7 @@ import pytest
 from scipy.stats import binomtest
 
 from robustmix.errors import SpecError, StoreError
-from robustmix.report import Evidence, collect, load, load_cells, render, write_report
+from robustmix.report import Evidence, collect, load, load_cells, render
 from robustmix.report.material import Material
 from robustmix.report.words import scope
 from robustmix.spec.recipe import Recipe
@@ -123,7 +123,7 @@ def place(made: Workspace, tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="module")
 def folder(made: Workspace) -> Path:
     command = f"robustmix run mine --note '{EVIL}'"
-    return write_report(made, "mine", suite=suite(), suite_name="mine", command=command).parent
+    return render(collect(made, "mine", suite=suite(), suite_name="mine", command=command)).parent
 
 
 class Page(HTMLParser):
@@ -459,7 +459,7 @@ def evidence_examples(evidence: Evidence, folder: Path) -> int:
 
 
 def test_without_a_suite_all_cells_are_reported(place: Workspace) -> None:
-    page = write_report(place, None)
+    page = render(collect(place, None))
     assert page == place.root / "reports" / "cifar10" / "index.html"
     evidence = load(page.parent)
     assert evidence.headline_eps == 4
@@ -495,7 +495,7 @@ def test_missing_cell_names_the_command(place: Workspace) -> None:
         if (identity.source, identity.target, identity.attack) == (source, target, "ifgsm"):
             cell_path(place.cells, identity).unlink()
     with pytest.raises(StoreError) as error:
-        write_report(place, "mine", suite=suite(), suite_name="mine")
+        render(collect(place, "mine", suite=suite(), suite_name="mine"))
     text = one_line(error)
     assert "mixup2 under ifgsm of 10 steps at 1/255 crafted on erm1 on cifar10 (and 1 more)" in text
     assert text.endswith("compute what is missing with: robustmix attack --suite mine --data cifar10")
@@ -516,7 +516,7 @@ def test_missing_clean_cell(place: Workspace) -> None:
 def test_several_data_sets_must_be_told_apart(place: Workspace) -> None:
     add_cells(place, inputs="6" * 64, data="digits")
     with pytest.raises(SpecError) as error:
-        write_report(place, "all")
+        render(collect(place, "all"))
     assert one_line(error) == "the workspace has cells of several data sets: choose with --data from cifar10, digits"
     assert load(collect(place, None, data="digits")).data == "digits"
     with pytest.raises(SpecError, match="'cifar100': the workspace has cells of cifar10, digits"):
@@ -557,7 +557,7 @@ def test_published_design_must_be_in_the_matrix(place: Workspace) -> None:
 
 def test_empty_workspace(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no cells to report"):
-        write_report(Workspace(tmp_path), None)
+        render(collect(Workspace(tmp_path), None))
     assert not list(tmp_path.iterdir())
 
 
@@ -601,7 +601,7 @@ def test_a_single_run_and_budget(tmp_path: Path) -> None:
     )
     for identity in (attacked, attacked.clean()):
         write_cell(place.cells, make_cell(identity, 1, data="folder:birds"))
-    page = write_report(place, None)
+    page = render(collect(place, None))
     assert page.parent.name == "birds"
     text = page.read_text(encoding="utf-8")
     assert "I-FGSM, 5 steps of 1/255" in text

@@ -30,7 +30,7 @@ def report(
     workspace = place.enter()
     if name is not None:
         check_name(name, "report")
-    from robustmix.report import render, write_report
+    from robustmix.report import collect, render
 
     if rerender:
         if name is None:
@@ -41,5 +41,5 @@ def report(
         suite = name
     wanted = load_suite(suite, workspace.root) if suite else None
     stem = Path(suite).stem if suite else None
-    page = write_report(workspace, name or stem, suite=wanted, suite_name=suite, data=data, command=command_line())
-    print(f"report: {page}")
+    folder = collect(workspace, name or stem, suite=wanted, suite_name=suite, data=data, command=command_line())
+    print(f"report: {render(folder)}")

@@ -60,7 +60,7 @@ def run_suite(
     overwrite: bool = False,
 ) -> None:
     """Train, attack, report and print where the page is."""
-    from robustmix.report import check_suite, write_report
+    from robustmix.report import check_suite, collect, render
 
     stem = Path(name).stem
     check_suite(workspace, wanted, stem)
@@ -86,5 +86,5 @@ def run_suite(
     headline = results[results["eps_255"].isin([0, wanted.headline_eps])] if wanted.headline_eps else results
     tables.print_results(headline)
     inputs = plan.inputs.digest()
-    page = write_report(workspace, stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs)
-    print(f"report: {page}")
+    folder = collect(workspace, stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs)
+    print(f"report: {render(folder)}")

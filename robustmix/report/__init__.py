@@ -1,6 +1,6 @@
 """One self-contained HTML page from cells and runs; a pure function of files, never of a model."""
 
 from robustmix.report.evidence import Evidence, RunRecord, check_suite, collect, load, load_cells
-from robustmix.report.page import render, write_report
+from robustmix.report.page import render
 
-__all__ = ["Evidence", "RunRecord", "check_suite", "collect", "load", "load_cells", "render", "write_report"]
+__all__ = ["Evidence", "RunRecord", "check_suite", "collect", "load", "load_cells", "render"]

@@ -8,40 +8,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustmix.report import comparison, tables, words
-from robustmix.report.evidence import Evidence, collect
+from robustmix.report.evidence import Evidence
 from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
 from robustmix.report.material import Material
 from robustmix.report.text import budget
-from robustmix.spec.suite import Suite
 from robustmix.store.atomic import write_text
-from robustmix.store.workspace import Workspace
 
 INDEX: Final = "index.html"
 HERE: Final = Path(__file__).parent
-
-
-def write_report(
-    place: Workspace,
-    name: str | None,
-    *,
-    suite: Suite | None = None,
-    suite_name: str | None = None,
-    data: str | None = None,
-    command: str = "robustmix report",
-    inputs: str | None = None,
-) -> Path:
-    """Gather what a page is made of and render it; see `robustmix.report.evidence.collect` for the arguments.
-
-    Returns:
-        The page, ``reports/<name>/index.html``.
-
-    Raises:
-        SpecError: a name that does not exist, or several data sets to choose from.
-        CheckpointError: a run is missing or unfinished.
-        StoreError: a cell is missing or damaged, or the folder cannot be written.
-    """
-    folder = collect(place, name, suite=suite, suite_name=suite_name, data=data, command=command, inputs=inputs)
-    return render(folder)
 
 
 def render(folder: Path) -> Path:
