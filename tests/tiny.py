@@ -42,6 +42,8 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A background job inherits that SIGINT is ignored, and the tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
