@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from robustmix.data import Dataset, load_data
     from robustmix.errors import RobustmixError
     from robustmix.evaluation import evaluate
+    from robustmix.matrix import transfer_matrix
+    from robustmix.spec.attack import AttackSpec
     from robustmix.spec.recipe import Recipe
-    from robustmix.spec.suite import AttackSpec, Suite
+    from robustmix.spec.suite import Suite
     from robustmix.training import train
 
 __all__ = [
@@ -30,10 +32,11 @@ __all__ = [
     "load_data",
     "load_model",
     "train",
+    "transfer_matrix",
 ]
 
 _HOMES = {
-    "AttackSpec": "robustmix.spec.suite",
+    "AttackSpec": "robustmix.spec.attack",
     "Dataset": "robustmix.data",
     "Recipe": "robustmix.spec.recipe",
     "RobustmixError": "robustmix.errors",
@@ -42,6 +45,7 @@ _HOMES = {
     "load_data": "robustmix.data",
     "load_model": "robustmix.checkpoints",
     "train": "robustmix.training",
+    "transfer_matrix": "robustmix.matrix",
 }
 
 

@@ -1,19 +1,91 @@
-"""Our attacks against those of torchattacks and foolbox on the same model and inputs, to the example."""
+"""Our attacks against those of torchattacks and foolbox on the same model and inputs, to the pixel."""
 
-import warnings
-from importlib.util import find_spec
-from typing import Final
+from dataclasses import dataclass
+from importlib import util
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from robustmix import attacks
+from robustmix.attacks.foreign import Peer, check_installed, craft_by_peer
+from robustmix.attacks.victim import frozen
 from robustmix.checkpoints import load_model
 from robustmix.data import load_data
 from robustmix.errors import StoreError
-from robustmix.store.cells import read_cells
+from robustmix.store.cells import Cell, read_cells
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
 from robustmix.units import echo_budget, to_pixels
+
+PEERS: Final[tuple[Peer, ...]] = ("torchattacks", "foolbox")
+OURS: Final = "robustmix"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One implementation of an attack beside ours.
+
+    Attributes:
+        by: whose implementation it is; ``robustmix`` for ours.
+        error: share of the examples that the model gets wrong under it.
+        pixels: share of the pixel values that differ from ours at all.
+        predictions: share of the examples whose predictions differ.
+        largest: difference between two pixel values, pixel units.
+    """
+
+    by: str
+    error: float
+    pixels: float
+    predictions: float
+    largest: float
+
+
+def crosscheck(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    name: Literal["fgsm", "ifgsm"],
+    eps: float,
+    steps: int,
+    length: float,
+    batch_size: int,
+) -> list[Comparison]:
+    """Our attack and that of each peer that is installed, in the same batches, each scored by the model itself.
+
+    Args:
+        model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
+        x: inputs [N, ...], float, in [0, 1].
+        y: true labels, int64 [N].
+        name: ``fgsm`` or ``ifgsm``.
+        eps: budget in L-infinity, pixel units.
+        steps: gradients of ``ifgsm``.
+        length: of a step of ``ifgsm``, pixel units.
+        batch_size: examples per batch.
+
+    Returns:
+        Ours, then each peer's.
+
+    Raises:
+        SpecError: neither peer is installed, or a length is unusable.
+        EvaluationError: x, y, a logit or a gradient is unusable.
+    """
+    peers = [peer for peer in PEERS if util.find_spec(peer)]
+    if not peers:
+        check_installed((), PEERS)
+    tallies = {by: _Tally() for by in (OURS, *peers)}
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        ours = attacks.fgsm(model, xb, yb, eps) if name == "fgsm" else attacks.ifgsm(model, xb, yb, eps, steps, length)
+        predicted = _predict(model, ours)
+        tallies[OURS].add(ours, ours, predicted, predicted, yb)
+        for peer in peers:
+            theirs = craft_by_peer(peer, name, model, xb, yb, eps, steps=steps, length=length, seed=(0,))
+            tallies[peer].add(theirs, ours, _predict(model, theirs), predicted, yb)
+    return [
+        Comparison(by, tally.wrong / len(y), tally.pixels / x.numel(), tally.predictions / len(y), tally.largest)
+        for by, tally in tallies.items()
+    ]
 
 
 def crosscheck_line(place: Workspace, name: str) -> str:
@@ -28,53 +100,54 @@ def crosscheck_line(place: Workspace, name: str) -> str:
     Raises:
         StoreError: there is no such cell.
     """
-    if missing := [peer for peer in PEERS if find_spec(peer) is None]:
+    if missing := [peer for peer in PEERS if util.find_spec(peer) is None]:
         return f"cross-check: not made, {' and '.join(missing)} not installed (pip install 'robustmix[attacks]')"
     weights = finished_run(place, name).weights
-    white = [
-        cell
-        for cell in read_cells(place.cells)
-        if cell.identity.source == cell.identity.target == weights and cell.identity.attack == "ifgsm"
-    ]
+    white = [(cell.identity.eps_255 or 0.0, cell) for cell in read_cells(place.cells) if _comparable(cell, weights)]
     if not white:
         raise StoreError(f"there is no white-box ifgsm cell of run {name!r} to check")
-    cell = sorted(white, key=lambda cell: cell.identity.eps_255)[len(white) // 2]
+    eps, cell = sorted(white, key=lambda one: one[0])[len(white) // 2]
     at = cell.identity
     model = load_model(place.run(name))
     test = load_data(cell.facts.data_spec).test.first(cell.rows.num_rows)
     ours = torch.from_numpy(cell.rows["prediction"].to_numpy().copy())
     parts = [f"robustmix {int((ours != test.labels).sum())} of {len(test)} wrong"]
-    for peer, attack in PEERS.items():
+    for peer in PEERS:
         found = []
-        for indices in torch.arange(len(test)).split(at.batch_size):
-            x, y = test.gather(indices, torch.device("cpu"))
-            x_adv = attack(model, x, y, to_pixels(at.eps_255), to_pixels(at.step_255), at.steps)
-            with torch.inference_mode():
-                found.append(model(x_adv).argmax(dim=1))
+        step = to_pixels(at.step_255)
+        for x, y in test.batches(torch.arange(len(test)).split(at.batch_size), torch.device("cpu")):
+            x_adv = craft_by_peer(peer, "ifgsm", model, x, y, to_pixels(eps), steps=at.steps, length=step, seed=(0,))
+            found.append(_predict(model, x_adv))
         theirs = torch.cat(found)
         differing = int((theirs != ours).sum())
         parts.append(f"{peer} {int((theirs != test.labels).sum())}, other predictions on {differing}")
-    budget = echo_budget(at.eps_255)
-    return f"cross-check, I-FGSM-{at.steps} on {name} in the white box, eps {budget}: {'; '.join(parts)}"
+    return f"cross-check, I-FGSM-{at.steps} on {name} in the white box, eps {echo_budget(eps)}: {'; '.join(parts)}"
 
 
-def _torchattacks(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    import torchattacks
-
-    adversarial: Tensor = torchattacks.PGD(model, eps=eps, alpha=step, steps=steps, random_start=False)(x, y)
-    return adversarial
-
-
-def _foolbox(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    import foolbox
-    from foolbox.models.pytorch import PyTorchModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        wrapped = PyTorchModel(model, bounds=(0, 1))
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
-    adversarial: Tensor = attack(wrapped, x, y, epsilons=eps)[1]
-    return adversarial
+def _comparable(cell: Cell, weights: str | None) -> bool:
+    """Whether a cell is a white-box one of an attack that the peers make as well."""
+    at = cell.identity
+    kind = (at.attack, at.norm, at.loss, at.labels, at.precision, at.impl, at.compiled)
+    return at.source == at.target == weights and kind == ("ifgsm", "linf", "ce", "true", "32", OURS, False)
 
 
-PEERS: Final = {"torchattacks": _torchattacks, "foolbox": _foolbox}
+@dataclass
+class _Tally:
+    """What has been counted of one implementation so far."""
+
+    wrong: int = 0
+    pixels: int = 0
+    predictions: int = 0
+    largest: float = 0.0
+
+    def add(self, theirs: Tensor, ours: Tensor, predicted: Tensor, by_ours: Tensor, labels: Tensor) -> None:
+        self.wrong += int((predicted != labels).sum())
+        self.pixels += int((theirs != ours).sum())
+        self.predictions += int((predicted != by_ours).sum())
+        self.largest = max(self.largest, float((theirs - ours).abs().max()))
+
+
+def _predict(model: nn.Module, x: Tensor) -> Tensor:
+    with frozen(model), torch.inference_mode():
+        predicted: Tensor = model(x).argmax(dim=1)
+    return predicted

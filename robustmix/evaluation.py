@@ -1,33 +1,51 @@
-"""The matrix: craft once per (source, attack), score every target on the same adversarial batch."""
+"""The matrix, unit by unit: what is missing is computed, by as many processes and jobs as there are."""
 
+import gc
+import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from robustmix._version import __version__
-from robustmix.attacks import sweep
-from robustmix.checkpoints import load_model
-from robustmix.data import TensorSplit
-from robustmix.device import describe_device, memory_hint, pick_device
-from robustmix.errors import EvaluationError
-from robustmix.planning import DEFAULT_BATCH, Plan, Unit, make_plan
-from robustmix.progress import Progress
+from robustmix.data import Split
+from robustmix.device import Team, describe_device, is_out_of_memory, launch, synchronize
+from robustmix.errors import EvaluationError, StoreError
+from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
+from robustmix.participants import Participant
+from robustmix.planning import (
+    DEFAULT_BATCH,
+    Plan,
+    Unit,
+    Wanted,
+    clean_unit,
+    existing_cell,
+    halved,
+    make_plan,
+    missing_cells,
+    resized,
+)
+from robustmix.progress import say
+from robustmix.sanity import check_model
+from robustmix.spec.attack import Course
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
-from robustmix.store.cells import ROWS, Cell, CellFacts, cell_path, read_cell, write_cell
+from robustmix.store.atomic import write_atomically, write_text
+from robustmix.store.cells import Cell, CellFacts, cell_path, gallery_path, read_cell, write_cell
+from robustmix.store.claims import claim, holder
 from robustmix.store.results import results_table
-from robustmix.store.runs import Run
 from robustmix.store.workspace import Workspace
-from robustmix.units import IMAGES, echo_budget, to_pixels
 
-# Adding and subtracting in float32 leaves a perturbation up to half a unit in the last place of 1 above its budget.
-ROUNDING: Final = 2.0**-24
+CHECKED: Final = 512
+POLL_S: Final = 1.0
+WORTH_SAYING: Final = 0.05
 
 
 def evaluate(
@@ -42,170 +60,312 @@ def evaluate(
 
     Args:
         suite: a suite, or the name or file of one; its runs must have been trained.
-        workspace: the folder with ``runs/``, which gets ``results/cells/``.
+        workspace: the folder with ``runs/``, which gets ``results/``.
         device: to compute on.
         data_root: the folder with the data.
-        batch_size: examples per batch, part of each cell's identity.
+        batch_size: examples per batch, part of each cell's identity; halved where memory runs out.
 
     Returns:
         The suite's rows of `robustmix.store.results.results_table`.
 
     Raises:
-        SpecError: a name matches no run, or a budget cannot be reached.
+        SpecError: a name matches nothing, or a budget cannot be reached.
         CheckpointError: a run is missing or unfinished.
         EvaluationError: a model does not fit the data, or a measurement would be wrong.
     """
     place = Workspace.find(workspace)
     suite = suite if isinstance(suite, Suite) else load_suite(suite, place.root)
     plan = make_plan(suite, place, batch_size=batch_size, data_root=data_root)
-    compute(plan, place, pick_device(device))
+    compute(plan, place, launch(device))
     return planned_results(plan, place)
 
 
+def planned_cells(plan: Plan, place: Workspace) -> list[Cell]:
+    """The cells that a plan asks for, and the clean ones that they are compared with.
+
+    Raises:
+        StoreError: one is missing.
+    """
+    found: dict[str, Cell] = {}
+    for identity in plan.wanted:
+        cell = existing_cell(place, identity)
+        if cell is None:
+            raise StoreError(f"{cell_path(place.cells, identity)} is missing; attack again")
+        for one in (cell, read_cell(cell_path(place.cells, cell.identity.clean()))):
+            found[one.key] = one
+    return list(found.values())
+
+
 def planned_results(plan: Plan, place: Workspace) -> pd.DataFrame:
-    """The results of a plan's cells, under the names of its runs."""
-    return results_table([read_cell(cell_path(place.cells, identity)) for identity in plan.wanted], plan.runs.values())
+    """The results of a plan's cells, under the names of its participants."""
+    return results_table(planned_cells(plan, place), plan.participants.values())
 
 
-def compute(plan: Plan, place: Workspace, device: torch.device) -> None:
+def compute(plan: Plan, place: Workspace, team: Team) -> int:
     """Compute the missing cells, unit by unit; each unit's cells are written when it is done.
 
-    Raises:
-        EvaluationError: an output or a gradient is not finite, or an adversarial input leaves its budget or the range.
-    """
-    inputs = plan.inputs.to(device)
-    models: dict[str, nn.Module] = {}
-
-    def model(run: Run) -> nn.Module:
-        if run.name not in models:
-            models[run.name] = load_model(place.run(run.name)).to(device)
-        return models[run.name]
-
-    for number, unit in enumerate(plan.units, 1):
-        started = time.perf_counter()
-        title = f"{number}/{len(plan.units)} {unit.title}"
-        with memory_hint(f"a smaller --batch-size than {plan.batch_size}"):
-            records = _compute_unit(unit, inputs, model, plan.batch_size, title)
-        seconds = time.perf_counter() - started
-        for _, target, identity in unit.cells:
-            facts = _facts(plan, unit, target, seconds, device)
-            rows = _rows(torch.cat(records[identity.key()], dim=1), plan.inputs.labels)
-            write_cell(place.cells, Cell(identity, facts, rows))
-
-
-def _compute_unit(
-    unit: Unit, inputs: TensorSplit, model: Callable[[Run], nn.Module], batch_size: int, title: str
-) -> dict[str, list[Tensor]]:
-    """What every batch gives for every missing cell of a unit, by the cell's key."""
-    records: dict[str, list[Tensor]] = {identity.key(): [] for _, _, identity in unit.cells}
-    with Progress(title, len(inputs), "images") as progress:
-        for indices in torch.arange(len(inputs)).split(batch_size):
-            x, y = inputs.gather(indices, inputs.labels.device)
-            x = x.contiguous(memory_format=torch.channels_last)
-            for eps, x_adv in _adversarial(unit, model, x, y):
-                seen = _perturbation(x, x_adv, eps, unit)
-                for target, identity in unit.at(eps):
-                    records[identity.key()].append(torch.cat([score(model(target), x_adv, y), seen]))
-            progress.advance(len(y))
-    return records
-
-
-def _adversarial(unit: Unit, model: Callable[[Run], nn.Module], x: Tensor, y: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """(budget, inputs) for every budget of a unit; the inputs themselves for clean predictions."""
-    if unit.source is None or unit.attack is None:
-        yield 0, x
-        return
-    attack, budgets = unit.attack, unit.budgets
-    step = None if attack.step is None else to_pixels(attack.step)
-    adversarial = sweep(
-        attack.name, model(unit.source), x, y, [to_pixels(eps) for eps in budgets], attack.iterations, step
-    )
-    for eps, (_, x_adv) in zip(budgets, adversarial, strict=True):
-        yield eps, x_adv
-
-
-def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """What a model makes of inputs, in float32.
-
-    Args:
-        model: in eval mode.
-        x: inputs [B, ...].
-        y: true labels, int64 [B].
+    Several processes share the batches of a unit; several jobs on one workspace share the units.
 
     Returns:
-        float64 [4, B]: predicted class, whether fewer than five logits exceed the label's, probability of the
-        predicted class, and the gap between the label's logit and the largest other.
+        How many of the missing cells this job has computed; another job may have computed the rest.
 
     Raises:
-        EvaluationError: a logit is not finite.
+        EvaluationError: a model is not what it should be, an output or a gradient is not finite, an adversarial input
+            leaves its budget or the range, or memory runs out with a single example.
     """
-    with torch.inference_mode():
-        logits = model(x).float()
-        if not logits.isfinite().all():
-            raise EvaluationError("a logit is NaN or infinite; such an output is no prediction")
-        own = logits.gather(1, y.unsqueeze(1)).squeeze(1)
-        # By counting, not by topk: where logits are equal, topk and argmax need not name the same class.
-        in_top5 = (logits > own.unsqueeze(1)).sum(dim=1) < 5
-        others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(dim=1)
-        confidence = logits.softmax(dim=1).amax(dim=1)
-        return torch.stack([part.double() for part in (logits.argmax(dim=1), in_top5, confidence, own - others)])
+    # What is missing may have changed between one process's look and another's: all go by rank 0's.
+    plan = replace(plan, missing=team.share(plan.missing))
+    job = _Job(plan, place, team)
+    units = plan.units
+    pending = list(enumerate(units, 1))
+    computed, told = 0, False
+    while pending:
+        held = []
+        for number, unit in pending:
+            with _claimed(place, unit, team) as ours:
+                if ours:
+                    computed += job.finish(unit, f"{number}/{len(units)} {unit.title}")
+                else:
+                    held.append((number, unit))
+        if len(held) == len(pending):
+            if not told:
+                other = holder(place.parts, held[0][1].key) or "another job"
+                say(f"waiting for {other}, which computes {held[0][1].title}")
+                told = True
+            time.sleep(POLL_S)
+        pending = held
+    return computed
 
 
-def _perturbation(x: Tensor, x_adv: Tensor, eps: float, unit: Unit) -> Tensor:
-    """Length of the perturbation and range of each adversarial input, float64 [3, B], checked against the budget."""
-    norm = (x_adv - x).abs().flatten(1).amax(dim=1)
-    low, high = x_adv.flatten(1).aminmax(dim=1)
-    inside = (norm <= to_pixels(eps) + ROUNDING) & (low >= IMAGES.low) & (high <= IMAGES.high)
-    if not inside.all():
-        raise EvaluationError(
-            f"{unit.title}: {int((~inside).sum())} adversarial inputs leave the budget {echo_budget(eps)} or the range "
-            f"[0, 1]; the largest perturbation is {float(norm.max()):g}"
+@contextmanager
+def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[bool]:
+    """Whether this job is the one that computes a unit."""
+    if team.rank == 0:
+        with claim(place.parts, unit.key) as ours:
+            yield team.share(ours)
+    else:
+        yield team.share(False)
+
+
+class _Job:
+    """One plan on one team, with the models that it has loaded."""
+
+    def __init__(self, plan: Plan, place: Workspace, team: Team) -> None:
+        self.plan, self.place, self.team = plan, place, team
+        self.inputs: Split = plan.inputs.to(team.device)
+        self._models: dict[tuple[str, bool], nn.Module] = {}
+
+    def finish(self, unit: Unit, title: str) -> int:
+        """Compute what is missing of a unit, in smaller batches if memory runs out, and write it; counts the cells."""
+        missing = self._still_missing(unit)
+        if missing is None:
+            return 0
+        for size in halved(unit.batch_size):
+            smaller = resized(missing, size)
+            if self._measured(smaller, title, missing.batch_size):
+                break
+            say(f"memory ran out with batches of {size}: {title} starts again with {size // 2}")
+        else:
+            raise EvaluationError(f"{title}: memory ran out with a single example")
+        if size < unit.batch_size:
+            clean = self._still_missing(clean_unit(smaller))
+            if clean:
+                self._measured(clean, f"{title}, clean", size)
+        return len(missing.cells)
+
+    def _still_missing(self, unit: Unit) -> Unit | None:
+        """What of a unit nobody has computed in the meantime, as rank 0 sees it."""
+        return unit.only(self.team.share(missing_cells(unit, self.place) if self.team.rank == 0 else []))
+
+    def _measured(self, unit: Unit, title: str, asked: int) -> bool:
+        """Compute and write the cells of a unit; False if memory ran out in any process."""
+        started = time.perf_counter()
+        batches = torch.arange(len(self.inputs)).split(unit.batch_size)
+        images = _Gallery(unit, self.place, self.inputs, self.team) if unit.save_images else None
+        try:
+            own = self._attempt(unit, batches, title, images)
+            if images:
+                images.flush()
+            everything = _gathered(unit, own, len(self.inputs), batches, self.place, self.team)
+            complete = self.team.share(everything is not None)
+            if images and everything is not None:
+                images.finish(self.plan)
+        finally:
+            if images:
+                images.close()
+        if everything is not None:
+            seconds = time.perf_counter() - started
+            if everything.waited > WORTH_SAYING * seconds:
+                say(f"{title}: {everything.waited / seconds:.0%} of the time went into waiting for data (--workers)")
+            halved_from = asked if unit.batch_size < asked else None
+            for cell, columns in zip(unit.cells, everything.columns, strict=True):
+                facts = self._facts(unit, cell, everything, seconds, halved_from)
+                write_cell(self.place.cells, Cell(cell.identity, facts, rows(columns, self.inputs.labels)))
+        return complete
+
+    def _attempt(
+        self, unit: Unit, batches: tuple[Tensor, ...], title: str, images: "_Gallery | None"
+    ) -> Measured | None:
+        team = self.team
+        keep: Keep | None = images.keep if images else None
+
+        def load(one: Participant) -> nn.Module:
+            return self._model(one, compiled=unit.compiled)
+
+        try:
+            shard, numbers = batches[team.rank :: team.size], range(team.rank, len(batches), team.size)
+            return measure(unit, self.inputs, shard, numbers, load, team.device, title, keep)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        gc.collect()
+        if team.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _model(self, one: Participant, *, compiled: bool) -> nn.Module:
+        key = one.digest, compiled
+        if key not in self._models:
+            if compiled:
+                self._models[key] = torch.compile(self._model(one, compiled=False))  # type: ignore[assignment]
+            else:
+                model = one.load().to(self.team.device).eval().requires_grad_(False)
+                if one.run is None:
+                    # Of the whole test set: the examples in use may be too few to tell an accuracy from chance.
+                    test = self.plan.data.test
+                    some = torch.arange(min(CHECKED, len(test)))
+                    x, y = next(iter(test.batches([some], self.team.device)))
+                    check_model(one, model, x, y, self.plan.data.classes)
+                self._models[key] = model
+        return self._models[key]
+
+    def _facts(
+        self, unit: Unit, cell: Wanted, measured: Measured, seconds: float, halved_from: int | None
+    ) -> CellFacts:
+        data = self.plan.data
+        return CellFacts(
+            data=data.name,
+            like=data.like,
+            data_note=data.note,
+            data_spec=data.spec,
+            classes=data.classes,
+            source_name=unit.source.name if unit.source else None,
+            target_name=cell.target.name,
+            forward=round(measured.forward / len(self.inputs), 4),
+            backward=round(measured.backward / len(self.inputs), 4),
+            batches=batch_states(measured.states),
+            unit_seconds=round(seconds, 3),
+            data_wait=round(measured.waited / seconds, 4),
+            halved_from=halved_from,
+            device=describe_device(self.team.device),
+            torch=torch.__version__,
+            robustmix=__version__,
         )
-    return torch.stack([part.double() for part in (norm, low, high)])
 
 
-def _rows(columns: Tensor, labels: Tensor) -> pa.Table:
-    prediction, in_top5, confidence, gap, norm, low, high = columns.cpu().numpy()
-    values = [
-        torch.arange(len(labels)).numpy(),
-        labels.cpu().numpy(),
-        prediction.astype("int32"),
-        in_top5.astype(bool),
-        *(part.astype("float32") for part in (confidence, gap, norm, low, high)),
-    ]
-    return pa.table([pa.array(value).cast(field.type) for value, field in zip(values, ROWS, strict=True)], schema=ROWS)
+def _gathered(
+    unit: Unit, own: Measured | None, count: int, batches: tuple[Tensor, ...], place: Workspace, team: Team
+) -> Measured | None:
+    """On rank 0, what all processes have measured, in the examples' order; None if memory ran out in any."""
+    if team.size == 1:
+        return own
+    paths = [place.parts / f"{unit.key}.{rank}.npz" for rank in range(team.size)]
+    parts = {"failed": np.array(1)} if own is None else {"failed": np.array(0), **vars(own)}
+    write_atomically(paths[team.rank], lambda file: np.savez(file, **parts))
+    team.barrier()
+    if team.rank > 0:
+        return None
+    read = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            read.append({name: file[name] for name in file})
+        path.unlink()
+    if any(part["failed"] for part in read):
+        return None
+    columns = np.empty((*read[0]["columns"].shape[:2], count))
+    states = np.empty((len(batches) if len(read[0]["states"]) else 0, read[0]["states"].shape[1]))
+    for rank, part in enumerate(read):
+        shard = batches[rank :: team.size]
+        if shard:
+            columns[:, :, torch.cat(shard).numpy()] = part["columns"]
+            if len(states):
+                states[rank :: team.size] = part["states"]
+    forward, backward = (sum(int(part[what]) for part in read) for what in ("forward", "backward"))
+    return Measured(columns, states, forward, backward, max(float(part["waited"]) for part in read))
 
 
-def _facts(plan: Plan, unit: Unit, target: Run, seconds: float, device: torch.device) -> CellFacts:
-    return CellFacts(
-        data=plan.data.name,
-        like=plan.data.like,
-        data_note=plan.data.note,
-        data_spec=plan.data.spec,
-        classes=plan.data.classes,
-        source_name=unit.source.name if unit.source else None,
-        target_name=target.name,
-        forward=unit.forward,
-        backward=unit.backward,
-        unit_seconds=round(seconds, 3),
-        device=describe_device(device),
-        torch=torch.__version__,
-        robustmix=__version__,
-    )
+class _Gallery:
+    """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
+
+    def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team) -> None:
+        self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
+        self._unit, self._team = unit, team
+        shape = (len(inputs), *inputs.shape)
+        if team.rank == 0:
+            place.gallery.mkdir(parents=True, exist_ok=True)
+            for path in self._paths.values():
+                np.lib.format.open_memmap(_part(path), mode="w+", dtype=np.uint8, shape=shape).flush()
+        team.barrier()
+        self._files = {
+            course: np.lib.format.open_memmap(_part(path), mode="r+") for course, path in self._paths.items()
+        }
+
+    def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
+        """Keep uint8 images [B, C, H, W] of examples [B]."""
+        self._files[course][indices.numpy()] = levels.cpu().numpy()
+
+    def flush(self) -> None:
+        """Let the other processes see what this one has kept."""
+        for file in self._files.values():
+            file.flush()
+
+    def finish(self, plan: Plan) -> None:
+        """Give the files their names, each beside what it is."""
+        for course, path in self._paths.items():
+            identity = self._unit.at(course)[0].identity
+            what = {
+                **identity.model_dump(exclude={"target"}),
+                "source_name": self._unit.source.name if self._unit.source else None,
+                "data": plan.data.spec,
+                "images": path.name,
+            }
+            write_text(path.with_suffix(".json"), json.dumps(what, indent=1) + "\n")
+            _part(path).replace(path)
+        say(f"adversarial images: {', '.join(str(path) for path in self._paths.values())}")
+
+    def close(self) -> None:
+        """Remove what has not been finished."""
+        if self._team.rank == 0:
+            for path in self._paths.values():
+                _part(path).unlink(missing_ok=True)
 
 
-def estimate_seconds(plan: Plan, place: Workspace, device: torch.device) -> float:
-    """How long the missing work takes, from one timed batch of the first run."""
-    model = load_model(place.run(next(iter(plan.runs)))).to(device)
-    size = min(plan.batch_size, len(plan.inputs))
-    x, y = plan.inputs.gather(torch.arange(size), device)
-    x = x.contiguous(memory_format=torch.channels_last)
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def estimate_seconds(plan: Plan, device: torch.device) -> float:
+    """How long the missing work takes, from one timed batch of the first source: our own attacks only."""
+    model = next(iter(plan.participants.values())).load().to(device).eval().requires_grad_(False)
+    size = min(DEFAULT_BATCH, len(plan.inputs))
+    x, y = next(iter(plan.inputs.batches([torch.arange(size)], device)))
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def gradient() -> None:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            torch.autograd.grad(model(at).sum(), at)
+
     timings = []
-    for run in (lambda: score(model, x, y), lambda: next(sweep("fgsm", model, x, y, [to_pixels(1)]))):
+    passes: tuple[Callable[[], object], ...] = (lambda: score(model, x, y), gradient)
+    for run in passes:
         run()
+        synchronize(device)
         started = time.perf_counter()
         run()
+        synchronize(device)
         timings.append((time.perf_counter() - started) / size)
-    forward, gradient = timings
-    passes = sum(unit.backward * gradient + len(unit.cells) * forward for unit in plan.units)
-    return passes * len(plan.inputs)
+    forward, slope = timings
+    return len(plan.inputs) * sum(
+        unit.backward * slope + (unit.forward - unit.backward) * forward for unit in plan.units
+    )

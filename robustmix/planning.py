@@ -1,21 +1,43 @@
 """What a suite asks for, and what of it is missing in the workspace."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from robustmix.checkpoints import read_spec
-from robustmix.data import Dataset, TensorSplit, load_data
+import torch
+
+from robustmix.attacks.foreign import check_installed
+from robustmix.data import Dataset, Split, load_data
 from robustmix.errors import EvaluationError, SpecError
+from robustmix.participants import Participant, find_participants, is_foreign
 from robustmix.progress import say
-from robustmix.spec.suite import AttackSpec, Suite
-from robustmix.store.cells import CellIdentity, cell_path, clean_identity
-from robustmix.store.runs import WEIGHTS, Run, common_data, suite_runs
+from robustmix.spec.attack import AttackSpec, Course, takes
+from robustmix.spec.suite import Suite, match_runs
+from robustmix.store.cells import Cell, CellIdentity, clean_identity, gallery_path, trusted_cell
+from robustmix.store.runs import common_data, finished_run, run_names
 from robustmix.store.workspace import Workspace
-from robustmix.units import format_budget
+from robustmix.units import GREY_LEVELS, format_budget
 
 DEFAULT_BATCH: Final = 256
+CLEAN: Final = Course(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One cell that is asked for.
+
+    Attributes:
+        course: how the attack goes; `CLEAN` for no attack.
+        target: that is scored.
+        identity: of the cell.
+    """
+
+    course: Course
+    target: Participant
+    identity: CellIdentity
 
 
 @dataclass(frozen=True)
@@ -23,33 +45,57 @@ class Unit:
     """One source under one attack: the least that is computed at once.
 
     Attributes:
-        source: the run that crafts; None for clean predictions.
-        attack: with its budgets; None for clean predictions.
-        cells: the missing cells, as (budget in units of 1/255, target, identity), budgets ascending.
+        source: that crafts; None for clean predictions.
+        attack: None for clean predictions.
+        cells: that it consists of, budgets ascending.
+        batch_size: examples per batch.
+        compiled: whether models are compiled.
+        save_images: whether the adversarial images are kept, and each target scored on them as well.
     """
 
-    source: Run | None
+    source: Participant | None
     attack: AttackSpec | None
-    cells: tuple[tuple[float, Run, CellIdentity], ...]
+    cells: tuple[Wanted, ...]
+    batch_size: int
+    compiled: bool
+    save_images: bool = False
 
     @property
-    def budgets(self) -> list[float]:
-        """The budgets (units of 1/255) that a cell is missing at."""
-        return sorted({eps for eps, _, _ in self.cells})
+    def courses(self) -> tuple[Course, ...]:
+        """The budgets of its cells, ascending."""
+        return tuple(dict.fromkeys(cell.course for cell in self.cells))
 
     @property
     def backward(self) -> int:
-        """Gradients per example: the first is shared by all budgets."""
-        return 1 + len(self.budgets) * (self.attack.iterations - 1) if self.attack else 0
+        """Gradients per example of one of our attacks, shared where they can be; 0 for another library's."""
+        return self.attack.gradients(self.courses) if self.attack else 0
 
     @property
     def forward(self) -> int:
-        """Forward passes per example, those of the scoring included."""
-        return self.backward + len(self.cells)
+        """Forward passes per example of one of our attacks, those of the scoring included."""
+        scored = len(self.cells) * (2 if self.save_images else 1)
+        if self.attack is None:
+            return scored
+        worst = self.attack.restarts * len(self.courses) if self.attack.restarts > 1 else 0
+        # The labels are predicted on the inputs, where what starts at random takes no gradient.
+        predicted = self.attack.labels == "predicted" and "restarts" in takes(self.attack.name)
+        return self.backward + worst + predicted + scored
 
-    def at(self, eps: float) -> list[tuple[Run, CellIdentity]]:
-        """The missing cells of one budget (units of 1/255)."""
-        return [(target, identity) for budget, target, identity in self.cells if budget == eps]
+    @property
+    def key(self) -> str:
+        """What two jobs must not compute at the same time: SHA-256 of source, attack, inputs and batch size."""
+        first = self.cells[0].identity
+        what = first.model_dump(exclude={"target", "eps_255", "steps", "step_255"})
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def at(self, course: Course) -> list[Wanted]:
+        """The cells of one budget."""
+        return [cell for cell in self.cells if cell.course == course]
+
+    def only(self, keys: Collection[str]) -> "Unit | None":
+        """The unit with those of its cells that have one of the keys; None if none has."""
+        cells = tuple(cell for cell in self.cells if cell.identity.key() in keys)
+        return replace(self, cells=cells) if cells else None
 
     @property
     def title(self) -> str:
@@ -66,111 +112,241 @@ class Plan:
     Attributes:
         data: the data set.
         inputs: the test examples in use.
-        runs: sources and targets by name.
-        wanted: the identities of all cells.
-        units: the missing work.
-        batch_size: examples per batch.
+        participants: sources and targets by name.
+        wanted: the identities of all cells that are asked for.
+        everything: all units, whether their cells are missing or not.
+        missing: the keys of the missing cells.
     """
 
     data: Dataset
-    inputs: TensorSplit
-    runs: dict[str, Run]
+    inputs: Split
+    participants: dict[str, Participant]
     wanted: tuple[CellIdentity, ...]
-    units: tuple[Unit, ...]
-    batch_size: int
+    everything: tuple[Unit, ...]
+    missing: frozenset[str]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The missing work."""
+        return tuple(unit for one in self.everything if (unit := one.only(self.missing)))
 
 
 def make_plan(
-    suite: Suite, place: Workspace, *, batch_size: int = DEFAULT_BATCH, data_root: str | Path | None = None
+    suite: Suite,
+    place: Workspace,
+    *,
+    batch_size: int = DEFAULT_BATCH,
+    data_root: str | Path | None = None,
+    stream: bool | None = None,
+    workers: int = 0,
+    save_images: bool = False,
 ) -> Plan:
     """Resolve names, data and budgets, and find out which cells are missing.
 
+    Args:
+        suite: what is asked for.
+        place: the workspace.
+        batch_size: examples per batch, part of each cell's identity.
+        data_root: the folder with the data.
+        stream: whether images stay in their folder; None if they do not fit into memory.
+        workers: processes that read streamed images.
+        save_images: whether adversarial images are kept, so that cells without them count as missing.
+
     Raises:
-        SpecError: a name matches no run, or a budget cannot be reached.
-        CheckpointError: a run is missing or unfinished.
+        SpecError: a name matches nothing, or a budget cannot be reached.
+        CheckpointError: a run is missing or unfinished, or weights cannot be had.
         EvaluationError: a model does not fit the data.
     """
     if batch_size < 1:
         raise SpecError(f"batch size {batch_size} must be at least 1")
-    sources, targets, runs = suite_runs(place, suite)
-    data = load_data(suite.data or common_data([runs[name] for name in sources]), data_root)
-    for run in runs.values():
-        _check_fit(run, data, place)
+    check_suite_installed(suite)
+    sources, targets = suite.source_patterns, suite.target_patterns
+    data = load_data(suite.data or _own_data(place, sources), data_root, stream=stream, workers=workers)
+    everyone = {
+        one.name: one
+        for one in find_participants(
+            place, [*sources, *targets], normalize=suite.normalize, shape=data.shape, classes=len(data.classes)
+        )
+    }
+    for one in everyone.values():
+        _check_fit(one, data)
     inputs = data.test.first(suite.limit)
     _warn(suite, data, inputs)
 
     digest = inputs.digest()
+    crafting, scored = (_named(everyone, place, patterns) for patterns in (sources, targets))
     wanted: dict[str, CellIdentity] = {}
     units = []
 
-    def unit(source: Run | None, attack: AttackSpec | None, budgets: Sequence[float]) -> None:
+    def unit(source: Participant | None, attack: AttackSpec | None, courses: Sequence[Course], compiled: bool) -> None:
         cells = []
-        for eps in budgets:
-            for target in (runs[name] for name in targets):
-                identity = _identity(source, target, attack, eps, digest, batch_size)
-                if identity.key() not in wanted and not cell_path(place.cells, identity).exists():
-                    cells.append((eps, target, identity))
-                wanted[identity.key()] = identity
+        for course in courses:
+            for target in scored:
+                identity = make_identity(source, target, attack, course, digest, batch_size, compiled=compiled)
+                if identity.key() not in wanted:
+                    cells.append(Wanted(course, target, identity))
+                    wanted[identity.key()] = identity
         if cells:
-            units.append(Unit(source, attack, tuple(cells)))
+            units.append(Unit(source, attack, tuple(cells), batch_size, compiled, save_images and source is not None))
 
-    unit(None, None, [0])
-    for name in sources:
-        for spec in suite.attack:
-            attack = spec.at(data.like)
-            unit(runs[name], attack, attack.eps or ())
-    return Plan(data, inputs, runs, tuple(wanted.values()), tuple(units), batch_size)
+    attacks = [spec.at(data.like) for spec in suite.attack]
+    for compiled in sorted({spec.compiled for spec in attacks}):
+        unit(None, None, [CLEAN], compiled)
+    for source in crafting:
+        for attack in attacks:
+            unit(source, attack, attack.courses(data.like), attack.compiled)
+    missing = frozenset().union(*(missing_cells(one, place) for one in units))
+    return Plan(data, inputs, everyone, tuple(wanted.values()), tuple(units), missing)
 
 
-def _identity(
-    source: Run | None, target: Run, attack: AttackSpec | None, eps: float, inputs: str, batch_size: int
+def check_suite_installed(suite: Suite) -> None:
+    """Find out whether the libraries that a suite's attacks need are there.
+
+    Raises:
+        SpecError: one is missing.
+    """
+    check_installed([spec.name for spec in suite.attack], [spec.impl for spec in suite.attack])
+
+
+def halved(size: int) -> Iterator[int]:
+    """The batch sizes that a unit is tried at: each half of the one before."""
+    while size >= 1:
+        yield size
+        size //= 2
+
+
+def resized(unit: Unit, batch_size: int) -> Unit:
+    """A unit with another batch size."""
+    cells = (replace(one, identity=one.identity.model_copy(update={"batch_size": batch_size})) for one in unit.cells)
+    return replace(unit, cells=tuple(cells), batch_size=batch_size)
+
+
+def clean_unit(unit: Unit) -> Unit:
+    """The clean predictions that the cells of a unit are compared with."""
+    clean = {one.identity.clean().key(): Wanted(CLEAN, one.target, one.identity.clean()) for one in unit.cells}
+    return Unit(None, None, tuple(clean.values()), unit.batch_size, unit.compiled)
+
+
+def missing_cells(unit: Unit, place: Workspace) -> list[str]:
+    """The keys of those cells of a unit that nobody has computed yet."""
+    cells = [(one.identity, existing_cell(place, one.identity, save_images=unit.save_images)) for one in unit.cells]
+    return [identity.key() for identity, cell in cells if cell is None]
+
+
+def _own_data(place: Workspace, sources: Sequence[str]) -> str:
+    names = match_runs(tuple(one for one in sources if not is_foreign(one)), run_names(place), "run")
+    if not names:
+        raise SpecError("--data is missing: no source is a run of the workspace that would name what to attack on")
+    return common_data([finished_run(place, name) for name in names])
+
+
+def _named(everyone: dict[str, Participant], place: Workspace, patterns: Sequence[str]) -> list[Participant]:
+    """The participants that patterns select, each once, in their order."""
+    names: list[str] = []
+    for pattern in patterns:
+        names += [pattern] if is_foreign(pattern) else match_runs((pattern,), run_names(place), "run")
+    return [everyone[name] for name in dict.fromkeys(names)]
+
+
+def existing_cell(place: Workspace, identity: CellIdentity, *, save_images: bool = False) -> Cell | None:
+    """The cell that is there already, be it computed in smaller batches because memory ran out.
+
+    Args:
+        place: the workspace.
+        identity: at the batch size that is asked for.
+        save_images: whether it counts only with its images.
+    """
+    for size in halved(identity.batch_size):
+        candidate = identity.model_copy(update={"batch_size": size})
+        cell = trusted_cell(place.cells, candidate)
+        if cell is None:
+            continue
+        # It serves if memory ran out at larger sizes, and if it can be compared with the clean one of its own size.
+        if size < identity.batch_size and not (cell.facts.halved_from and trusted_cell(place.cells, candidate.clean())):
+            continue
+        if save_images:
+            rounded = cell.rows["prediction_uint8"].null_count == 0
+            if not (rounded and gallery_path(place.gallery, candidate).exists()):
+                return None
+        return cell
+    return None
+
+
+def make_identity(
+    source: Participant | None,
+    target: Participant,
+    attack: AttackSpec | None,
+    course: Course,
+    inputs: str,
+    batch_size: int,
+    *,
+    compiled: bool,
 ) -> CellIdentity:
-    assert target.weights is not None
+    """The identity of one cell.
+
+    Args:
+        source: that crafts; None for clean predictions.
+        target: that is scored.
+        attack: None for clean predictions.
+        course: how it goes.
+        inputs: SHA-256 of the test examples.
+        batch_size: examples per batch.
+        compiled: whether models are compiled.
+    """
     if source is None or attack is None:
-        return clean_identity(target.weights, inputs, batch_size)
+        return clean_identity(target.digest, inputs, batch_size, compiled=compiled)
     return CellIdentity(
-        source=source.weights,
-        target=target.weights,
+        source=source.digest,
+        target=target.digest,
         inputs=inputs,
         attack=attack.name,
-        eps_255=eps,
-        steps=attack.iterations,
-        step_255=attack.step_at(eps),
+        eps_255=course.eps,
+        steps=course.steps,
+        step_255=course.step,
+        restarts=attack.restarts,
+        options=attack.options,
+        norm=attack.metric,
+        loss=attack.loss,
+        labels=attack.labels,
+        seed=attack.seed,
+        precision=attack.precision,
+        impl=attack.impl,
+        compiled=compiled,
         batch_size=batch_size,
     )
 
 
-def _check_fit(run: Run, data: Dataset, place: Workspace) -> None:
-    spec = read_spec(place.run(run.name) / WEIGHTS)
-    if len(spec.classes) != len(data.classes):
-        raise EvaluationError(
-            f"run {run.name!r} tells {len(spec.classes)} classes apart, {data.spec} has {len(data.classes)}: attack it "
-            f"on what it was trained on (--data {run.recipe.data})"
-        )
-    if spec.classes != data.classes:
-        if set(spec.classes) == set(data.classes):
+def _check_fit(one: Participant, data: Dataset) -> None:
+    count = one.classes if isinstance(one.classes, int) else len(one.classes)
+    what = f"run {one.name!r}" if one.run else one.name
+    way_out = f": attack it on what it was trained on (--data {one.run.recipe.data})" if one.run else ""
+    if count != len(data.classes):
+        raise EvaluationError(f"{what} tells {count} classes apart, {data.spec} has {len(data.classes)}{way_out}")
+    if not isinstance(one.classes, int) and one.classes != data.classes:
+        if set(one.classes) == set(data.classes):
             raise EvaluationError(
-                f"run {run.name!r} knows the classes of {data.spec} in another order ({', '.join(spec.classes)}): "
-                "labels would be wrong"
+                f"{what} knows the classes of {data.spec} in another order ({', '.join(one.classes)}): labels would be "
+                "wrong"
             )
-        say(f"warning: run {run.name!r} calls its classes {_few(spec.classes)}, {data.spec} {_few(data.classes)}")
-    if spec.shape != data.shape:
-        raise EvaluationError(
-            f"run {run.name!r} takes images {list(spec.shape)}, {data.spec} has {list(data.shape)}: attack it on what "
-            f"it was trained on (--data {run.recipe.data})"
-        )
+        say(f"warning: {what} calls its classes {_few(one.classes)}, {data.spec} {_few(data.classes)}")
+    if one.shape is not None and one.shape != data.shape:
+        raise EvaluationError(f"{what} takes images {list(one.shape)}, {data.spec} has {list(data.shape)}{way_out}")
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _warn(suite: Suite, data: Dataset, inputs: TensorSplit) -> None:
-    levels = inputs.images.unique().int()
+def _warn(suite: Suite, data: Dataset, inputs: Split) -> None:
+    """Look at the grey levels of some images: a budget below one of them does little."""
+    some = torch.arange(min(len(inputs), DEFAULT_BATCH))
+    x, _ = next(iter(inputs.batches([some], torch.device("cpu"))))
+    levels = (x * GREY_LEVELS).round().int().unique()
     if len(levels) < 2:
         raise EvaluationError(f"{data.spec}: all test pixels have the same value; there is nothing to attack")
     grey_level = int(levels.diff().min())
-    budgets = {eps for spec in suite.attack for eps in spec.at(data.like).eps or ()}
+    pixelwise = (spec for spec in suite.attack if spec.metric == "linf")
+    budgets = {course.eps for spec in pixelwise for course in spec.courses(data.like) if course.eps}
     below = [format_budget(eps) for eps in sorted(budgets) if eps < grey_level]
     if below:
         say(f"warning: eps {', '.join(below)} is below one grey level of {data.name}, which is {grey_level}/255")

@@ -14,6 +14,7 @@ class Stream(IntEnum):
     MIX = 3
     VALIDATION = 4
     FOLDER = 5
+    ATTACK = 6
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from robustmix._version import __version__
 from robustmix.checkpoints import load_state, save_model, save_state
-from robustmix.data import Dataset, TensorSplit, load_data
+from robustmix.data import Dataset, Split, TensorSplit, load_data
 from robustmix.data.augment import augment
 from robustmix.device import autocast, describe_device, memory_hint, pick_device, synchronize
 from robustmix.errors import CheckpointError, EvaluationError, SpecError, StoreError
@@ -74,7 +74,7 @@ def train(
     where = pick_device(device)
     data = load_data(recipe.data, data_root).with_validation(recipe.val)
     recipe = recipe.resolved(data.like)
-    split = data.train.first(recipe.limit)
+    split = data.train.in_memory().first(recipe.limit)
     _check_fit(recipe, data, split)
     digest = split.digest()
     known = read_run(place, name) if name in run_names(place) else None
@@ -105,7 +105,7 @@ def train(
 
 def _train(recipe: Recipe, data: Dataset, digest: str, folder: Path, device: torch.device) -> None:
     """The loop. Everything random is a function of (seed, epoch, step), so a resumed run ends with the same bits."""
-    split = data.train.first(recipe.limit).to(device)
+    split = data.train.in_memory().first(recipe.limit).to(device)
     test, val = data.test.to(device), data.val.to(device) if data.val else None
     steps = math.ceil(len(split) / recipe.batch_size)
     model, optimiser, scaler, history = _start(recipe, data, split, digest, folder, device)
@@ -254,15 +254,14 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
     return recipe.lr * 0.1**passed
 
 
-def error_rate(model: nn.Module, split: TensorSplit) -> float:
+def error_rate(model: nn.Module, split: Split) -> float:
     """The share of a split that the model gets wrong, in eval mode; the model's mode is left as found."""
     training = model.training
     model.eval()
-    device = split.images.device
+    device = next(model.parameters()).device
     wrong = torch.zeros((), device=device)
     with torch.inference_mode():
-        for indices in torch.arange(len(split)).split(EVALUATION_BATCH):
-            x, y = split.gather(indices, device)
+        for x, y in split.batches(torch.arange(len(split)).split(EVALUATION_BATCH), device):
             wrong += (model(x.contiguous(memory_format=torch.channels_last)).argmax(dim=1) != y).sum()
     model.train(training)
     return float(wrong) / len(split)

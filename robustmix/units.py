@@ -44,8 +44,8 @@ def parse_budget(value: object) -> float:
         The budget in units of 1/255.
 
     Raises:
-        SpecError: not a positive finite number, above 255, or a bare decimal in (0, 1), which could mean either a share
-            of the pixel range or a share of a grey level.
+        SpecError: not a positive finite number, or a bare decimal in (0, 1), which could mean either a share of the
+            pixel range or a share of a grey level.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise SpecError(f"budget {value!r} is not a number; write 4 or 0.5/255")
@@ -59,8 +59,6 @@ def parse_budget(value: object) -> float:
         raise SpecError(f"budget {text!r} is not a number; write 4 or 0.5/255") from None
     if not math.isfinite(budget) or budget <= 0:
         raise SpecError(f"budget {text!r} must be a positive finite number of units of 1/255")
-    if budget > GREY_LEVELS:
-        raise SpecError(f"budget {text!r} is larger than the whole pixel range, 255/255")
     if not slash and budget < 1:
         raise SpecError(
             f"budget {text!r} is ambiguous: for the share {text} of the pixel range write "
@@ -92,17 +90,22 @@ def to_pixels(budget: float) -> float:
     return budget / GREY_LEVELS
 
 
-def check_length(value: float, what: str) -> float:
+def check_length(value: float, what: str, longest: float = IMAGES.high - IMAGES.low) -> float:
     """Check a length in pixel units, as the Python API takes it.
 
+    Args:
+        value: the length.
+        what: its name.
+        longest: that a perturbation can be; in L-infinity 1, in L2 the square root of the number of pixel values.
+
     Raises:
-        SpecError: not finite, negative, or above 1, which is the sign of a length in units of 1/255.
+        SpecError: not finite, negative, or longer than any perturbation, which is the sign of units of 1/255.
     """
     if not math.isfinite(value) or value < 0:
         raise SpecError(f"{what}={value!r} must be a finite length of at least 0, in pixel units")
-    if value > IMAGES.high - IMAGES.low:
+    if value > longest:
         raise SpecError(
-            f"{what}={value!r} is longer than the pixel range [0, 1]: lengths are in pixel units here; "
-            f"write {what}={value:g}/255 for {value:g} grey levels"
+            f"{what}={value!r} is longer than any perturbation within the pixel range [0, 1] ({longest:g}): lengths "
+            f"are in pixel units here; write {what}={value:g}/255 for {value:g} grey levels"
         )
     return value

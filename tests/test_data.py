@@ -1,6 +1,7 @@
 """Every kind of data: exact contents, one clear error for each way in which it can be wrong, and the cache."""
 
 import builtins
+import hashlib
 import io
 import os
 import pickle
@@ -615,13 +616,77 @@ def test_unknown_data_is_refused_with_the_choices(spec: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_split_takes_uint8_images_and_as_many_labels() -> None:
-    x, y = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
-    for wrong in ((x.float(), y), (x[0], y), (x, y[:2])):
-        with pytest.raises(DataError, match="a split takes uint8 images"):
-            TensorSplit(*wrong)
+X_UINT8, LABELS = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "given"),
+    [
+        (X_UINT8[0], LABELS, r"torch.uint8 \[1, 8, 8\] and torch.int64 \[3\]"),
+        (X_UINT8.flatten(1), LABELS, r"torch.uint8 \[3, 64\]"),
+        (X_UINT8, LABELS[:2], r"torch.int64 \[2\]"),
+        (X_UINT8, LABELS[:, None], r"torch.int64 \[3, 1\]"),
+        (X_UINT8, LABELS.int(), r"torch.int32 \[3\]"),
+        (X_UINT8.double(), LABELS, r"torch.float64"),
+        (X_UINT8.bool(), LABELS, r"torch.bool"),
+        (torch.zeros(3), LABELS, r"torch.float32 \[3\]"),
+        (torch.zeros(3, 5), LABELS[:2], r"torch.float32 \[3, 5\] and torch.int64 \[2\]"),
+    ],
+)
+def test_split_of_another_kind_is_refused_with_what_was_given(
+    inputs: torch.Tensor, labels: torch.Tensor, given: str
+) -> None:
+    wanted = r"a split takes uint8 images \[N, C, H, W\] or float32 inputs \[N, ...\], and int64 labels \[N\]; got .*"
+    with pytest.raises(DataError, match=wanted + given) as caught:
+        TensorSplit(inputs, labels)
+    one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [(1.001, "0 to 1.001"), (-0.001, "-0.001 to 0"), (255.0, "0 to 255"), (torch.nan, "nan"), (torch.inf, "0 to inf")],
+)
+def test_float_inputs_outside_of_0_to_1_are_refused(value: float, given: str) -> None:
+    inputs = torch.zeros(3, 5)
+    inputs[2, 4] = value
+    with pytest.raises(DataError, match=rf"must lie in \[0, 1\], without NaN; got values from {given}") as caught:
+        TensorSplit(inputs, LABELS)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (3, 4, 4)])
+def test_float_inputs_are_given_as_they_are(shape: tuple[int, ...]) -> None:
+    inputs = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0))
+    inputs[0], inputs[1] = 0, 1
+    labels = torch.arange(6)
+    split = TensorSplit(inputs, labels)
+    assert (len(split), split.shape) == (6, shape)
+    x, y = split.gather(torch.tensor([5, 0, 1]), CPU)
+    assert torch.equal(x, inputs[[5, 0, 1]])
+    assert y.tolist() == [5, 0, 1]
+    x.zero_()
+    assert inputs[1].min() == 1, "a batch is not a view"
+    digests = {part.digest() for part in (split, split.first(5), TensorSplit(inputs.flip(0), labels))}
+    assert len(digests) == 3
+
+
+def test_arrays_of_floats_are_refused_with_their_place() -> None:
     with pytest.raises(DataError, match="mine: images must be uint8"):
-        tensor_split(x.float().numpy(), y.numpy(), "mine")
+        tensor_split(X_UINT8.float().numpy(), LABELS.numpy(), "mine")
+
+
+def test_batches_are_gathered_in_order() -> None:
+    split = load_data("digits").test
+    parts = [torch.tensor([7, 0]), torch.tensor([359]), torch.arange(360)]
+    for part, (x, y) in zip(parts, split.batches(parts, CPU), strict=True):
+        assert torch.equal(x, split.images[part].float() / 255)
+        assert torch.equal(y, split.labels[part])
+
+
+def test_digest_is_the_one_that_cells_and_runs_were_made_with() -> None:
+    split = load_data("digits").test
+    by_hand = hashlib.sha256(b"(360, 1, 8, 8)" + split.images.numpy().tobytes() + split.labels.numpy().tobytes())
+    assert split.digest() == by_hand.hexdigest()
 
 
 def test_data_root_is_the_argument_then_the_variable_then_the_cache(

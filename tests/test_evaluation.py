@@ -1,24 +1,32 @@
+"""The whole matrix: right to the example, each cell once, whatever stops it and however many work on it."""
+
+import json
+import shutil
 import signal
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 import pytest
 import torch
 from tiny import TINY, run, start, stop_when
-from torch import nn
+from torch import Tensor, nn
 
 import robustmix
-from robustmix import AttackSpec, Recipe, Suite, evaluation, planning
-from robustmix.checkpoints import read_spec
-from robustmix.crosscheck import crosscheck_line
-from robustmix.errors import EvaluationError, SpecError
-from robustmix.evaluation import evaluate, score
-from robustmix.store.cells import read_cells, write_cell
+from robustmix import AttackSpec, Recipe, Suite, evaluation, participants
+from robustmix.data import Dataset, load_data
+from robustmix.device import Team
+from robustmix.errors import EvaluationError, StoreError
+from robustmix.evaluation import compute, evaluate, planned_results
+from robustmix.planning import Plan, make_plan
+from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.results import COLUMNS
-from robustmix.store.runs import common_data, finished_run
 from robustmix.store.workspace import Workspace
 
 SUITE = Suite(
@@ -31,14 +39,53 @@ SUITE = Suite(
         AttackSpec(name="ifgsm", eps=(16, 32), steps=4),
         AttackSpec(name="ifgsm", eps=(16, 32), steps=3, step=12),
     ),
+    limit=120,
 )
+CPU = torch.device("cpu")
+
+
+def suite(*attacks: AttackSpec, **fields: object) -> Suite:
+    fields = {"sources": "erm1", "data": "digits", **fields}
+    return Suite.model_validate({"version": 1, "title": "t", "attack": attacks, **fields})
 
 
 @pytest.fixture
 def workspace(tiny: Path, tmp_path: Path) -> Path:
     """The trained runs, without any results."""
-    (tmp_path / "runs").symlink_to(tiny / "runs")
-    return tmp_path
+    return beside(tiny, tmp_path / "here")
+
+
+def beside(runs: Path, folder: Path) -> Path:
+    """A workspace with the runs of another one."""
+    folder.mkdir()
+    (folder / "runs").symlink_to(runs / "runs")
+    return folder
+
+
+def finish(wanted: Suite, folder: Path, team: Team = Team(CPU), **options: Any) -> tuple[Plan, int]:  # noqa: B008
+    plan = make_plan(wanted, Workspace(folder), **options)
+    return plan, compute(plan, Workspace(folder), team)
+
+
+def by_key(folder: Path) -> dict[str, Cell]:
+    return {cell.key: cell for cell in read_cells(folder / "results/cells")}
+
+
+def attacked(folder: Path) -> list[Cell]:
+    return [cell for cell in by_key(folder).values() if cell.identity.source]
+
+
+def same_rows(one: Path, other: Path) -> bool:
+    left, right = by_key(one), by_key(other)
+    assert left.keys() == right.keys()
+    assert left
+    return all(left[key].rows.equals(right[key].rows) for key in left)
+
+
+def assert_same_errors(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """All but the passes, which are those of the unit that a cell was computed in."""
+    passes = ["forward", "backward"]
+    pd.testing.assert_frame_equal(one.drop(columns=passes), other.drop(columns=passes))
 
 
 def test_one_row_per_cell_with_the_promised_columns(workspace: Path) -> None:
@@ -48,223 +95,641 @@ def test_one_row_per_cell_with_the_promised_columns(workspace: Path) -> None:
     assert set(results["role"]) == {"clean", "white", "transfer"}
     assert ((results["source"] == results["target"]) == (results["role"] == "white")).all()
     assert (results["delta_max"].dropna() <= 1 + 1e-5).all()
-    assert (results["n"] == 360).all()
+    assert (results["n"] == 120).all()
     assert results["error"].between(results["error_low"], results["error_high"]).all()
     white = results[(results["role"] == "white") & (results["target"] == "erm1") & (results["attack"] == "fgsm")]
     assert white["error"].is_monotonic_increasing
     assert white["error"].iloc[-1] > 0.5 > white["clean_error"].iloc[0]
 
 
+# ---- the numbers are those of independent libraries ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with another network on other images: the digits drawn 3x16x16, and the run erm1 on them."""
+    folder = tmp_path_factory.mktemp("drawn")
+    digits = load_data("digits")
+
+    def draw(split: Any) -> np.ndarray:
+        large = split.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return np.asarray(torch.cat([large, 255 - large, (large + large.roll(1, 3)) // 2], dim=1))
+
+    halves = {"train": digits.train.first(480), "test": digits.test.first(128)}
+    images = {f"x_{half}": draw(split) for half, split in halves.items()}
+    np.savez(folder / "drawn.npz", **images, **{f"y_{half}": split.labels for half, split in halves.items()})
+    recipe = {**TINY, "data": f"npz:{folder}/drawn.npz", "model": "resnet18", "epochs": 3}
+    robustmix.train(Recipe(seed=1, **recipe), workspace=folder)
+    return folder
+
+
 @pytest.mark.parametrize("peer", ["torchattacks", "foolbox"])
-@pytest.mark.parametrize("name", ["erm1", "mixup1"])
-def test_errors_equal_an_independent_library_s_to_the_example(workspace: Path, peer: str, name: str) -> None:
+@pytest.mark.parametrize("name", ["erm1", "mixup1", "drawn"])
+def test_errors_equal_an_independent_library_s_to_the_example(
+    name: str, peer: str, tiny: Path, drawn: Path, tmp_path: Path
+) -> None:
+    """Two data sets, two networks, one of them trained by either method."""
     library = pytest.importorskip(peer, reason="needs the extra 'attacks'")
-    evaluate(SUITE, workspace=workspace)
-    cells = {
-        (cell.identity.attack, cell.identity.steps, cell.identity.step_255, cell.identity.eps_255): cell
-        for cell in read_cells(workspace / "results/cells")
-        if cell.facts.source_name == name and cell.facts.target_name == name
-    }
-    model = robustmix.load_model(name, workspace=workspace)
-    test = robustmix.load_data("digits").test
-    x, y = test.images.float() / 255, test.labels
-    for (attack, steps, step, eps), cell in cells.items():
-        lengths = {"eps": eps / 255, "step": step / 255, "steps": steps}
+    folder = beside(drawn if name == "drawn" else tiny, tmp_path / "here")
+    name = "erm1" if name == "drawn" else name
+    # torchattacks averages the loss over the batch, which is exact for a power of two.
+    wanted = SUITE.model_copy(update={"sources": (name,), "targets": (name,), "limit": 128})
+    plan, _ = finish(wanted, folder, batch_size=64)
+    model = robustmix.load_model(name, workspace=folder)
+    test: Any = plan.data.test.first(128)
+    x, y = test.gather(torch.arange(128), CPU)
+    clean, errors = 0, []
+    for cell in by_key(folder).values():
+        at = cell.identity
         predictions = []
-        for xb, yb in zip(x.split(256), y.split(256), strict=True):
-            adversarial = (torchattacks_of if peer == "torchattacks" else foolbox_of)(
-                library, attack, model, xb, yb, **lengths
-            )
+        for xb, yb in zip(x.split(64), y.split(64), strict=True):
+            adversarial = xb
+            if at.source:
+                of = torchattacks_of if peer == "torchattacks" else foolbox_of
+                adversarial = of(library, at.attack, model, xb, yb, at.eps_255 / 255, at.step_255 / 255, at.steps)
             with torch.no_grad():
                 predictions.append(model(adversarial).argmax(1))
-        assert np.array_equal(torch.cat(predictions).numpy(), cell.rows["prediction"].to_numpy()), (attack, eps)
+        theirs = torch.cat(predictions)
+        assert cell.rows["prediction"].to_pylist() == theirs.tolist(), (at.attack, at.eps_255)
+        if at.source:
+            errors.append(int((theirs != y).sum()))
+        else:
+            clean = int((theirs != y).sum())
+    assert len(errors) == 3 + 2 + 2
+    assert clean < 64
+    assert max(errors) > clean + 40
 
 
-def torchattacks_of(library, attack, model, x, y, eps, step, steps):  # type: ignore[no-untyped-def]
+def torchattacks_of(library: Any, attack: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, n: int):  # type: ignore[no-untyped-def]
     if attack == "fgsm":
         return library.FGSM(model, eps=eps)(x, y)
-    return library.PGD(model, eps=eps, alpha=step, steps=steps, random_start=False)(x, y)
+    return library.PGD(model, eps=eps, alpha=step, steps=n, random_start=False)(x, y)
 
 
-def foolbox_of(library, attack, model, x, y, eps, step, steps):  # type: ignore[no-untyped-def]
-    wrapped = library.PyTorchModel(model, bounds=(0, 1))
+def foolbox_of(library: Any, attack: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, n: int):  # type: ignore[no-untyped-def]
+    wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
     if attack == "fgsm":
         return library.attacks.FGSM()(wrapped, x, y, epsilons=eps)[1]
-    return library.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=False)(wrapped, x, y, epsilons=eps)[1]
+    return library.attacks.LinfPGD(abs_stepsize=step, steps=n, random_start=False)(wrapped, x, y, epsilons=eps)[1]
+
+
+@pytest.mark.parametrize("impl", ["torchattacks", "foolbox"])
+def test_by_another_implementation_predictions_are_the_same(impl: Any, workspace: Path) -> None:
+    pytest.importorskip(impl, reason="needs the extra 'attacks'")
+    ours = [AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(16, 32), steps=3)]
+    both = [spec.model_copy(update={"impl": by}) for spec in ours for by in ("robustmix", impl)]
+    finish(suite(*both, targets=("erm1", "mixup1"), limit=128), workspace, batch_size=64)
+    found: dict[tuple[object, ...], dict[str, Cell]] = {}
+    for cell in attacked(workspace):
+        what = cell.identity.attack, cell.identity.eps_255, cell.identity.target
+        found.setdefault(what, {})[cell.identity.impl] = cell
+    assert len(found) == 8
+    for cells in found.values():
+        assert set(cells) == {"robustmix", impl}
+        assert cells[impl].rows["prediction"].equals(cells["robustmix"].rows["prediction"])
+        assert cells[impl].facts.batches == ()
+
+
+# ---- what is shared changes nothing ----------------------------------------------------------------------
+
+SHARED = (
+    AttackSpec(name="fgsm", eps=(8, 16, 32, 64)),
+    AttackSpec(name="fgsm", eps=(64, 128), norm="l2", loss="logodds"),
+    AttackSpec(name="ifgsm", eps=(8, 16), steps=3),
+    AttackSpec(name="ifgsm", eps=(8, 16, 24), steps=4, step=8),
+    AttackSpec(name="ifgsm", eps=(2, 4, 6), step="kurakin"),
+    AttackSpec(name="ifgsm", eps=(64, 128), steps=3, step=60, norm="l2", labels="predicted"),
+    AttackSpec(name="mifgsm", eps=(16, 32), steps=3, step=12),
+    AttackSpec(name="pgd", eps=(16, 32), steps=2, restarts=2),
+    AttackSpec(name="pgd", eps=(32,), steps=1, labels="predicted"),
+    AttackSpec(name="signs", eps=(16, 32), restarts=2, labels="predicted"),
+    AttackSpec(name="noise", eps=(64, 128), norm="l2"),
+)
+
+
+def test_cells_do_not_depend_on_which_others_are_computed_with_them(
+    workspace: Path, tiny: Path, tmp_path: Path
+) -> None:
+    plan, _ = finish(suite(*SHARED, targets=("erm1", "mixup1"), limit=12), workspace, batch_size=8)
+    alone = beside(tiny, tmp_path / "alone")
+    for unit in plan.everything:
+        for cell in unit.cells:
+            one = unit.only({cell.identity.key()})
+            assert one
+            compute(replace(plan, everything=(one,)), Workspace(alone), Team(CPU))
+    assert len(by_key(alone)) == 2 + 2 * sum(len(spec.eps or ()) for spec in SHARED)
+    assert same_rows(workspace, alone)
+
+
+@pytest.mark.parametrize("save_images", [False, True])
+def test_passes_are_counted_as_they_happen(save_images: bool, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"forward": 0, "backward": 0}
+
+    def count(what: str, examples: int) -> None:
+        counts[what] += examples
+
+    def counted(*arguments: Any) -> nn.Module:
+        model = load_model(*arguments)
+        model.register_forward_hook(lambda module, inputs, logits: count("forward", len(logits)))
+        model.register_full_backward_hook(lambda module, inputs, logits: count("backward", len(logits[0])))
+        return model
+
+    load_model = participants.load_model
+    monkeypatch.setattr(participants, "load_model", counted)
+    place = Workspace(workspace)
+    wanted = suite(*SHARED[: 3 if save_images else None], targets=("erm1", "mixup1"), limit=12)
+    plan = make_plan(wanted, place, batch_size=8, save_images=save_images)
+    for unit in plan.units:
+        counts.update(forward=0, backward=0)
+        compute(replace(plan, everything=(unit,)), place, Team(CPU))
+        assert counts == {"forward": 12 * unit.forward, "backward": 12 * unit.backward}, unit.title
+        facts = [cell.facts for key, cell in by_key(workspace).items() if unit.only({key})]
+        assert {(one.forward, one.backward) for one in facts} == {(unit.forward, unit.backward)}
+    assert [unit.backward for unit in plan.units] == [0, 1, 1, 5, 7, 7, 4, 4, 8, 1, 0, 0][: len(plan.units)]
 
 
 def test_a_second_time_nothing_is_computed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(SUITE, workspace=workspace)
-    monkeypatch.setattr(evaluation, "sweep", None)
-    monkeypatch.setattr(evaluation, "score", None)
+    monkeypatch.setattr(evaluation, "measure", None)
     pd.testing.assert_frame_equal(evaluate(SUITE, workspace=workspace), first)
 
 
-def test_a_new_budget_and_a_new_target_compute_only_what_is_missing(workspace: Path) -> None:
-    place = Workspace(workspace)
-    small = Suite(version=1, title="t", sources=("erm1",), attack=(AttackSpec(name="ifgsm", eps=(16,)),))
-    evaluate(small, workspace=workspace)
-    larger = small.model_copy(
-        update={"targets": ("erm1", "mixup1"), "attack": (AttackSpec(name="ifgsm", eps=(16, 32)),)}
-    )
-    units = planning.make_plan(larger, place).units
-    missing = {(unit.title, eps, target.name) for unit in units for eps, target, _ in unit.cells}
-    assert missing == {
-        ("clean predictions", 0, "mixup1"),
-        ("ifgsm from erm1", 16, "mixup1"),
-        ("ifgsm from erm1", 32, "erm1"),
-        ("ifgsm from erm1", 32, "mixup1"),
-    }
+# ---- images that are kept --------------------------------------------------------------------------------
 
 
-def test_cells_do_not_depend_on_which_others_are_computed_with_them(workspace: Path, tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/runs").symlink_to(workspace / "runs")
-    evaluate(SUITE, workspace=workspace)
-    for eps in (64, 32, 16):
-        attacks = tuple(
-            spec.model_copy(update={"eps": (eps,)}) for spec in SUITE.attack if spec.eps and eps in spec.eps
-        )
-        for target in ("mixup2", "mixup1", "erm2", "erm1"):
-            one = SUITE.model_copy(update={"attack": attacks, "targets": (target,)})
-            evaluate(one, workspace=tmp_path / "b")
-    apart = {cell.key: cell.rows for cell in read_cells(tmp_path / "b/results/cells")}
-    together = {cell.key: cell.rows for cell in read_cells(workspace / "results/cells")}
-    assert apart.keys() == together.keys()
-    assert all(apart[key].equals(together[key]) for key in apart)
+def test_images_are_kept_within_the_budget_and_scored_as_they_are(workspace: Path) -> None:
+    budgets = ("0.5/255", "3.7/255", "32")
+    attacks = [AttackSpec(name="ifgsm", eps=budgets, steps=2), AttackSpec(name="fgsm", eps=(64,), norm="l2")]
+    try:
+        import foolbox  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        attacks.append(AttackSpec(name="deepfool", steps=5))
+    wanted = suite(*attacks, targets=("erm1", "mixup1"), limit=48)
+    plan, _ = finish(wanted, workspace, batch_size=32, save_images=True)
+    models = {name: robustmix.load_model(name, workspace=workspace) for name in ("erm1", "mixup1")}
+    test: Any = plan.inputs
+    clean = test.images.int().numpy()
+    seen = set()
+    for cell in attacked(workspace):
+        at = cell.identity
+        path = gallery_path(workspace / "results/gallery", at)
+        levels = np.load(path)
+        assert (levels.dtype, levels.shape) == (np.uint8, (48, 1, 8, 8))
+        moved = levels.astype(int) - clean
+        largest, longest = np.abs(moved).max(), np.sqrt((moved**2).sum((1, 2, 3))).max()
+        if at.attack == "deepfool":
+            assert longest > 0
+        else:
+            assert (largest if at.norm == "linf" else longest) <= (at.eps_255 or 0)
+            assert largest == {0.5: 0, 3.7: 3, 32: 32}.get(at.eps_255, largest)
+        with torch.no_grad():
+            images = torch.from_numpy(levels).float().div(255).contiguous(memory_format=torch.channels_last)
+            predicted = torch.cat([models[cell.facts.target_name](part) for part in images.split(32)]).argmax(1)
+        assert cell.rows["prediction_uint8"].to_pylist() == predicted.tolist()
+        said = json.loads(path.with_suffix(".json").read_text())
+        assert said["images"] == path.name
+        assert (said["attack"], said["source_name"], said["data"]) == (at.attack, "erm1", "digits")
+        assert (said["eps_255"], said["norm"], said["batch_size"]) == (at.eps_255, at.norm, 32)
+        seen.add((at.attack, at.eps_255))
+    assert len(seen) == 4 + (len(attacks) == 3)
+    table = planned_results(plan, Workspace(workspace))
+    still = table[(table["eps_255"] == 0.5) & (table["attack"] == "ifgsm")]
+    assert (still["error_uint8"] == still["clean_error"]).all(), "half a grey level is none"
+    assert table.loc[table["role"] == "clean", "error_uint8"].isna().all()
+    assert len(list((workspace / "results/gallery").iterdir())) == 2 * len(seen), "nothing half done beside them"
 
 
-def test_passes_are_counted_as_they_happen(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = {"forward": 0, "backward": 0}
+def test_keeping_images_changes_no_other_column(workspace: Path) -> None:
+    wanted = suite(AttackSpec(name="pgd", eps=(16, 32), steps=2), targets=("erm1", "mixup1"), limit=24)
+    assert finish(wanted, workspace, batch_size=16)[1] == 2 + 4
+    before = by_key(workspace)
+    assert finish(wanted, workspace, batch_size=16, save_images=True)[1] == 4
+    after = by_key(workspace)
+    for key, cell in before.items():
+        columns = cell.rows.schema.names[:-1]
+        assert after[key].rows.select(columns).equals(cell.rows.select(columns))
+        assert (after[key].rows["prediction_uint8"].null_count == 0) == (cell.identity.source is not None)
+    assert finish(wanted, workspace, batch_size=16, save_images=True)[1] == 0
+    assert finish(wanted, workspace, batch_size=16)[1] == 0, "with images serves without as well"
+    shutil.rmtree(workspace / "results/gallery")
+    assert finish(wanted, workspace, batch_size=16, save_images=True)[1] == 4
 
-    def counted(*arguments: object, **options: object) -> nn.Module:
-        model = robustmix.load_model(*arguments, **options)  # type: ignore[arg-type]
-        model.register_forward_hook(lambda *_: counts.update(forward=counts["forward"] + 1))
-        model.register_full_backward_hook(lambda *_: counts.update(backward=counts["backward"] + 1))
-        return model
 
-    monkeypatch.setattr(evaluation, "load_model", counted)
-    plan = planning.make_plan(SUITE, Workspace(workspace))
-    evaluation.compute(plan, Workspace(workspace), torch.device("cpu"))
-    batches = 2
-    assert counts["forward"] == batches * sum(unit.forward for unit in plan.units)
-    assert counts["backward"] == batches * sum(unit.backward for unit in plan.units)
+# ---- memory that runs out --------------------------------------------------------------------------------
+
+NETS = """
+import torch
+from torch import nn
+import robustmix
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = robustmix.load_model("erm1", workspace={workspace!r})
+
+    def forward(self, x):
+        if len(x) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.network(x)
+
+class Insatiable(Net):
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.network(x)
+
+class Broken(Net):
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            raise RuntimeError("no kernel for this")
+        return self.network(x)
+
+def small():
+    torch.manual_seed(0)
+    train = robustmix.load_data("digits").train
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(50):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(train.images.float() / 255), train.labels).backward()
+        optimiser.step()
+    return net
+"""
 
 
-def test_killed_while_attacking_and_resumed_gives_the_same_table(tiny: Path, tmp_path: Path) -> None:
-    runs = "--source erm1 mixup1 --target erm1 erm2 mixup1 mixup2"
-    flags = f"attack {runs} --eps 8 16 32 --steps 40".split()
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "runs").symlink_to(tiny / "runs")
-    whole = run(*flags, cwd=tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    cells = tmp_path / "parts/results/cells"
-    for finished in (1, 20):
-        process = start(*flags, cwd=tmp_path / "parts")
-        stop_when(process, lambda finished=finished: len(list(cells.glob("*.parquet"))) >= finished, signal.SIGKILL)
+@pytest.fixture
+def nets(workspace: Path, tiny: Path) -> str:
+    (workspace / "net.py").write_text(NETS.format(workspace=str(tiny)))
+    return f"{workspace}/net.py"
+
+
+def test_where_memory_runs_out_a_unit_starts_again_in_smaller_batches(
+    nets: str,
+    workspace: Path,
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Net", targets=("erm1", "mixup1"), limit=300)
+    plan, computed = finish(wanted, workspace, save_images=True)
+    assert computed == 2 + 4
+    assert "memory ran out with batches of 256: 2/2 fgsm from" in capsys.readouterr().err
+    cells = by_key(workspace).values()
+    sizes = {(cell.identity.attack, cell.identity.batch_size, cell.facts.halved_from) for cell in cells}
+    assert sizes == {("clean", 256, None), ("clean", 64, None), ("fgsm", 64, 256)}
+    assert not list((workspace / "results/gallery").glob(".*")), "nothing is left of the first attempt"
+
+    table = planned_results(plan, Workspace(workspace))
+    assert sorted(table["batch_size"]) == [64] * 6 + [256] * 2
+    assert (table.loc[table["role"] == "transfer", "batch_size"] == 64).all()
+    elsewhere = beside(tiny, tmp_path / "elsewhere")
+    finish(wanted, elsewhere, batch_size=64, save_images=True)
+    chosen, forced = by_key(elsewhere), by_key(workspace)
+    assert all(forced[key].rows.equals(cell.rows) for key, cell in chosen.items())
+
+    monkeypatch.setattr(evaluation, "measure", None)
+    assert finish(wanted, workspace, save_images=True)[1] == 0
+    pd.testing.assert_frame_equal(planned_results(plan, Workspace(workspace)), table)
+
+
+def test_what_is_missing_of_a_halved_unit_is_made_up_for(nets: str, workspace: Path) -> None:
+    """Whatever was lost: the clean predictions that it is compared with, an attacked cell, or all."""
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Net", targets="erm1", limit=150)
+    plan, _ = finish(wanted, workspace, batch_size=128)
+    table = planned_results(plan, Workspace(workspace))
+    cells = workspace / "results/cells"
+    whole = {path.name: path.read_bytes() for path in cells.iterdir()}
+    assert len(whole) == 2 + 2
+    for key, cell in by_key(workspace).items():
+        (cells / f"{key}.parquet").write_bytes(b"damaged")
+        # Without its clean cell, no attacked one can be shown.
+        alone = cell.identity.source is None and cell.identity.batch_size == 64
+        again, computed = finish(wanted, workspace, batch_size=128)
+        assert computed == (2 if alone else 1)
+        assert_same_errors(planned_results(again, Workspace(workspace)), table)
+        assert (cells / f"{key}.damaged").read_bytes() == b"damaged"
+
+
+def test_memory_that_one_example_exceeds_is_one_line(nets: str, workspace: Path) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Insatiable", targets="erm1", limit=20)
+    with pytest.raises(EvaluationError, match=r"fgsm from \S+Insatiable: memory ran out with a single example$"):
+        finish(wanted, workspace, batch_size=16)
+    assert attacked(workspace) == []
+
+
+def test_other_errors_are_not_taken_for_exhausted_memory(nets: str, workspace: Path) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Broken", targets="erm1", limit=20)
+    with pytest.raises(RuntimeError, match="no kernel for this"):
+        finish(wanted, workspace)
+    assert attacked(workspace) == []
+    assert not list((workspace / "results/parts").iterdir())
+
+
+# ---- several processes for one job -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member(Team):
+    """One of several threads that stand for processes."""
+
+    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    box: list[Any] = field(default_factory=list)
+
+    def barrier(self) -> None:
+        self.meeting.wait(timeout=60)
+
+    def share(self, value: Any) -> Any:
+        if self.rank == 0:
+            self.box[:] = [value]
+        self.barrier()
+        shared = self.box[0]
+        self.barrier()
+        return shared
+
+
+def together(plans: Sequence[Plan], folder: Path) -> list[int]:
+    """What each of several members has computed, each with its own plan."""
+    meeting, box = threading.Barrier(len(plans)), []  # type: ignore[var-annotated]
+    done: list[Any] = [None] * len(plans)
+
+    def work(rank: int) -> None:
+        try:
+            done[rank] = compute(plans[rank], Workspace(folder), Member(CPU, rank, len(plans), meeting, box))
+        except BaseException as error:
+            done[rank] = error
+            meeting.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(plans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found in done:
+        if isinstance(found, BaseException) and not isinstance(found, threading.BrokenBarrierError):
+            raise found
+    return done
+
+
+@pytest.mark.parametrize(("ranks", "batch_size"), [(3, 16), (3, 40)])
+def test_ranks_give_the_cells_of_one_process(
+    ranks: int, batch_size: int, workspace: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """In 56 examples: four batches, the last one smaller; or two, so that the third rank has none."""
+    attacks = [
+        AttackSpec(name="ifgsm", eps=(16, 32), steps=2),
+        AttackSpec(name="pgd", eps=(16, 32), steps=2, restarts=2),
+        AttackSpec(name="signs", eps=(32,)),
+    ]
+    wanted = suite(*attacks, targets=("erm1", "mixup1"), limit=56)
+    options = {"batch_size": batch_size, "save_images": True}
+    finish(wanted, workspace, **options)
+    others = beside(tiny, tmp_path / "others")
+    plans = [make_plan(wanted, Workspace(others), **options) for _ in range(ranks)]  # type: ignore[arg-type]
+    assert together(plans, others) == [len(plans[0].wanted)] * ranks
+    assert same_rows(workspace, others)
+    one, several = by_key(workspace), by_key(others)
+    for key, cell in one.items():
+        for what in ("forward", "backward", "batches", "halved_from"):
+            assert getattr(several[key].facts, what) == getattr(cell.facts, what), what
+    kept = {path.name: path.read_bytes() for path in (workspace / "results/gallery").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (others / "results/gallery").iterdir()}
+    assert len(kept) == 2 * 5
+    assert not list((others / "results/parts").iterdir())
+
+
+def test_ranks_go_by_what_the_first_one_finds_missing(workspace: Path) -> None:
+    """Another job may finish a unit while the ranks look one after the other."""
+    first, second = (AttackSpec(name=name, eps=(16, 32)) for name in ("fgsm", "signs"))
+    wanted = suite(first, second, limit=40)
+    plans = [make_plan(wanted, Workspace(workspace), batch_size=16)]
+    finish(suite(first, limit=40), workspace, batch_size=16)
+    plans.append(make_plan(wanted, Workspace(workspace), batch_size=16))
+    assert [len(plan.units) for plan in plans] == [3, 1]
+    assert together(plans, workspace) == [2, 2], "what the other job has finished is not computed again"
+    assert len(attacked(workspace)) == 4
+
+
+def test_memory_that_runs_out_in_one_rank_halves_the_batches_of_all(
+    workspace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = suite(AttackSpec(name="ifgsm", eps=(16, 32), steps=2), limit=56)
+    finish(wanted, workspace, batch_size=8)
+    others = beside(tiny, tmp_path / "others")
+    measure = evaluation.measure
+
+    def hungry(unit: Any, inputs: Any, shard: Any, numbers: Any, *rest: Any) -> Any:
+        if unit.source and numbers.start == 1 and unit.batch_size > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return measure(unit, inputs, shard, numbers, *rest)
+
+    monkeypatch.setattr(evaluation, "measure", hungry)
+    plans = [make_plan(wanted, Workspace(others), batch_size=32) for _ in range(2)]
+    together(plans, others)
+    smaller, found = by_key(workspace), by_key(others)
+    assert smaller.keys() < found.keys()
+    assert all(found[key].rows.equals(cell.rows) for key, cell in smaller.items())
+    assert {cell.facts.halved_from for cell in attacked(others)} == {32}
+
+
+def test_a_wrong_measurement_of_one_rank_is_nobody_s_cell(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = evaluation.measure
+
+    def wrong(unit: Any, inputs: Any, shard: Any, numbers: Any, *rest: Any) -> Any:
+        if unit.source and numbers.start == 1:
+            raise EvaluationError("in batch 1 a logit is NaN")
+        return measure(unit, inputs, shard, numbers, *rest)
+
+    monkeypatch.setattr(evaluation, "measure", wrong)
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), limit=40)
+    plans = [make_plan(wanted, Workspace(workspace), batch_size=16) for _ in range(2)]
+    with pytest.raises(EvaluationError, match="in batch 1 a logit is NaN"):
+        together(plans, workspace)
+    assert attacked(workspace) == []
+
+
+@pytest.mark.slow
+def test_processes_give_the_cells_of_one_process(workspace: Path, tiny: Path, tmp_path: Path) -> None:
+    attacks = AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="pgd", eps=(16, 32), steps=2, restarts=2)
+    wanted = suite(*attacks, targets=("erm1", "mixup1"), limit=60)
+    finish(wanted, workspace, batch_size=16, save_images=True)
+    others = beside(tiny, tmp_path / "others")
+    flags = "attack --source erm1 --target erm1 mixup1 --attack fgsm pgd --eps 16 32 --restarts 2 --steps 2"
+    flags += " --save-images --limit 60 --batch-size 16 --devices 2"
+    both = run(*flags.split(), cwd=others)
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("computed now: 10 of 10 cells") == 1, "the first process speaks for all"
+    assert same_rows(workspace, others)
+    kept = {path.name: path.read_bytes() for path in (workspace / "results/gallery").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (others / "results/gallery").iterdir()}
+    assert not list((others / "results/parts").iterdir())
+
+
+# ---- several jobs, and what they leave behind ------------------------------------------------------------
+
+WORK = "attack --source erm1 mixup1 --eps 8 16 32 --steps 20 --limit 128 --data digits"
+CELLS = 2 + 2 * 2 * 3 * 2
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which `WORK` was done in one go."""
+    folder = beside(tiny, tmp_path_factory.mktemp("whole") / "here")
+    attacks = AttackSpec(name="fgsm", eps=(8, 16, 32)), AttackSpec(name="ifgsm", eps=(8, 16, 32), steps=20)
+    _, computed = finish(suite(*attacks, sources=("erm1", "mixup1"), limit=128), folder)
+    assert computed == CELLS
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_while_attacking_and_resumed_gives_the_same_cells(whole: Path, workspace: Path) -> None:
+    cells, parts = workspace / "results/cells", workspace / "results/parts"
+    for finished in (1, 8):
+
+        def working(finished: int = finished) -> bool:
+            return len(list(cells.glob("*.parquet"))) >= finished and any(parts.glob("*.claim"))
+
+        stop_when(start(*WORK.split(), cwd=workspace), working, signal.SIGKILL)
+        assert any(parts.glob("*.claim")), "the claim of the killed job"
     kept = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.parquet")}
-    assert 20 <= len(kept) < 4 + 2 * 2 * 3 * 4
-    resumed = run(*flags, cwd=tmp_path / "parts")
-    assert resumed.stdout == whole.stdout
+    assert 8 <= len(kept) < CELLS
+    resumed = run(*WORK.split(), cwd=workspace)
+    assert "waiting" not in resumed.stderr, "the claim of a dead job keeps nobody waiting"
+    assert f"computed now: {CELLS - len(kept)} of {CELLS} cells" in resumed.stderr
     assert {name: (cells / name).stat().st_mtime_ns for name in kept} == kept
+    assert same_rows(workspace, whole)
+    assert not list(parts.iterdir())
 
 
-def test_weights_that_lost_their_name_are_shown_only_on_demand(tmp_path: Path) -> None:
-    short = {**TINY, "epochs": 1, "limit": 64}
-    suite = Suite(version=1, title="t", sources=("x",), attack=(AttackSpec(name="fgsm", eps=(32,)),), limit=50)
-    for seed in (1, 2):
-        robustmix.train(Recipe(seed=seed, **short), name="x", workspace=tmp_path, overwrite=True)
-        assert len(evaluate(suite, workspace=tmp_path)) == 2
-    named = run("results", "--format", "csv", cwd=tmp_path).stdout.splitlines()
-    everything = run("results", "--format", "csv", "--all", cwd=tmp_path).stdout.splitlines()
-    assert len(named) == 1 + 2
-    assert len(everything) == 1 + 4
+@pytest.mark.slow
+def test_jobs_at_the_same_time_share_the_work(whole: Path, workspace: Path) -> None:
+    jobs = [start(*WORK.split(), cwd=workspace) for _ in range(2)]
+    said = [job.communicate() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    computed = [int(err.rpartition("computed now: ")[2].split()[0]) for _, err in said]
+    assert sum(computed) == CELLS, "nothing twice"
+    assert min(computed) > 0
+    assert same_rows(workspace, whole)
+    tables = [[line.rpartition(" + ")[0].split()[:-1] for line in out.splitlines()[2:]] for out, _ in said]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == CELLS
+    assert not list((workspace / "results/parts").iterdir())
 
 
-def test_a_model_that_does_not_fit_the_data_is_refused(workspace: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {
-        "x_train": rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8),
-        "y_train": np.arange(20) % 5,
-        "x_test": rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8),
-        "y_test": np.arange(20) % 5,
-    }
-    np.savez(tmp_path / "five.npz", **arrays)
-    with pytest.raises(EvaluationError, match=r"'erm1' tells 10 classes apart, .* has 5"):
-        evaluate(SUITE.model_copy(update={"data": f"npz:{tmp_path}/five.npz"}), workspace=workspace)
-    arrays.update(y_train=np.arange(20) % 10, y_test=np.arange(20) % 10)
-    arrays.update({key: np.repeat(arrays[key], 2, axis=1) for key in ("x_train", "x_test")})
-    np.savez(tmp_path / "tall.npz", **arrays)
-    with pytest.raises(EvaluationError, match=r"takes images \[1, 8, 8\], .* has \[1, 16, 8\]"):
-        evaluate(SUITE.model_copy(update={"data": f"npz:{tmp_path}/tall.npz"}), workspace=workspace)
-    assert not (workspace / "results").exists()
+def test_a_job_waits_for_what_another_one_computes(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two jobs that begin with the same unit: one computes it, the other goes on with the next and then waits."""
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), AttackSpec(name="signs", eps=(16,)), limit=24)
+    plans = [make_plan(wanted, Workspace(workspace), batch_size=16) for _ in range(2)]
+    measure, taken, polls = evaluation.measure, threading.Event(), []
+    units: list[tuple[str, str]] = []
+
+    def slow(unit: Any, *rest: Any) -> Any:
+        units.append((threading.current_thread().name, unit.title))
+        if unit.source is None:
+            taken.set()
+            while len(polls) < 3:
+                time.sleep(0.01)
+        return measure(unit, *rest)
+
+    def poll(seconds: float) -> None:
+        polls.append(seconds)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(evaluation, "measure", slow)
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(sleep=poll, perf_counter=time.perf_counter))
+    counts = {}
+
+    def work(name: str, plan: Plan) -> None:
+        counts[name] = compute(plan, Workspace(workspace), Team(CPU))
+
+    first = threading.Thread(target=work, args=("first", plans[0]), name="first")
+    first.start()
+    assert taken.wait(60)
+    work("second", plans[1])
+    first.join()
+    titles = [title for _, title in units]
+    assert sorted(titles) == ["clean predictions", "fgsm from erm1", "signs from erm1"], "each once"
+    assert units[0] == ("first", "clean predictions")
+    assert units[1:] == [("MainThread", "fgsm from erm1"), ("MainThread", "signs from erm1")]
+    assert counts == {"first": 1, "second": 2}
+    assert capsys.readouterr().err.count(", which computes clean predictions") == 1, "said once, however long it takes"
+    assert len(planned_results(plans[0], Workspace(workspace))) == 3
 
 
-def test_sources_trained_on_different_data_need_a_choice(workspace: Path) -> None:
-    runs = [finished_run(Workspace(workspace), name) for name in ("erm1", "erm2")]
-    other = replace(runs[1], recipe=runs[1].recipe.model_copy(update={"data": "cifar10"}))
-    with pytest.raises(SpecError, match=r"cifar10, digits.*--data"):
-        common_data([runs[0], other])
+# ---- files that are not what they should be --------------------------------------------------------------
 
 
-def test_an_attack_that_leaves_its_budget_is_an_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drifting(name, model, x, y, eps, steps, step_size):  # type: ignore[no-untyped-def]
-        yield from ((e, (x + 1.01 * e).clamp(0, 1)) for e in eps)
-
-    monkeypatch.setattr(evaluation, "sweep", drifting)
-    with pytest.raises(EvaluationError, match="leave the budget 16/255"):
-        evaluate(SUITE, workspace=workspace)
-    assert all(cell.identity.attack == "clean" for cell in read_cells(workspace / "results/cells"))
-
-
-def test_score_against_a_slow_count() -> None:
-    logits = torch.tensor([[3.0, 1, 0, -1, -2, -3], [0, 1, 2, 3, 4, 9]])
-    labels = torch.tensor([0, 0])
-    prediction, in_top5, confidence, gap = score(nn.Identity(), logits, labels)
-    assert prediction.tolist() == [0, 5]
-    assert in_top5.tolist() == [1, 0]
-    assert confidence[0] == pytest.approx(float(logits[0].softmax(0)[0]))
-    assert gap.tolist() == [2, -9]
-
-
-def test_a_logit_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(EvaluationError, match="NaN or infinite"):
-        score(nn.Identity(), torch.tensor([[0.0, float("nan")]]), torch.tensor([0]))
+@pytest.mark.parametrize("kind", ["truncated", "garbage", "empty", "another cell"])
+def test_a_damaged_cell_is_set_aside_and_computed_again(
+    kind: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), limit=24)
+    table = evaluate(wanted, workspace=workspace)
+    files = sorted((workspace / "results/cells").iterdir())
+    whole = files[0].read_bytes()
+    damage = {"truncated": whole[: len(whole) // 2], "garbage": b"PAR1 no parquet PAR1", "empty": b""}
+    files[0].write_bytes(damage.get(kind) or (files[1].read_bytes() if kind == "another cell" else b""))
+    capsys.readouterr()
+    plan, computed = finish(wanted, workspace)
+    aside = files[0].with_suffix(".damaged")
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1
+    assert f"{files[0]} " in err
+    assert f"it is set aside as {aside.name}" in err
+    assert computed == 1
+    assert aside.exists()
+    assert_same_errors(planned_results(plan, Workspace(workspace)), table)
+    assert finish(wanted, workspace)[1] == 0
 
 
-def test_equal_logits_are_predicted_as_argmax_does() -> None:
-    prediction, in_top5, _, gap = score(nn.Identity(), torch.zeros(3, 10), torch.tensor([0, 4, 9]))
-    assert prediction.tolist() == [0, 0, 0]
-    assert in_top5.tolist() == [1, 1, 1]
-    assert gap.tolist() == [0, 0, 0]
+def test_a_damaged_cell_that_cannot_be_set_aside_is_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), limit=24)
+    evaluate(wanted, workspace=workspace)
+    next((workspace / "results/cells").iterdir()).write_bytes(b"")
+
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(StoreError, match=r"is no cell that can be read .* cannot be set aside: .*Permission denied"):
+        make_plan(wanted, Workspace(workspace))
 
 
-def test_classes_in_another_order_are_refused(workspace: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    for half in ("train", "test"):
-        for name in "9876543210":
-            folder = tmp_path / "digits" / half / f"{name}"
-            folder.mkdir(parents=True)
-            Image.fromarray(np.full((8, 8), 25 * int(name), dtype=np.uint8)).save(folder / "1.png")
-    model = read_spec(workspace / "runs/erm1/model.safetensors")
-    assert model.classes == tuple("0123456789")
-    data = robustmix.load_data(f"folder:{tmp_path}/digits")
-    assert data.classes == model.classes
-    turned = replace(data, classes=data.classes[::-1])
-    with pytest.raises(EvaluationError, match="in another order"):
-        planning._check_fit(finished_run(Workspace(workspace), "erm1"), turned, Workspace(workspace))
+# ---- compiled models -------------------------------------------------------------------------------------
 
 
-def test_the_cross_check_compares_a_cell_with_both_peers(workspace: Path) -> None:
-    pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
-    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
-    suite = SUITE.model_copy(update={"attack": SUITE.attack[1:2], "targets": ("erm1",), "sources": ("erm1",)})
-    evaluate(suite, workspace=workspace)
-    line = crosscheck_line(Workspace(workspace), "erm1")
-    assert line.count("other predictions on 0") == 2
-    for cell in read_cells(workspace / "results/cells"):
-        wrong = cell.rows.set_column(2, "prediction", pc.add(cell.rows["prediction"], 1).cast("int32"))
-        write_cell(workspace / "results/cells", replace(cell, rows=wrong))
-    assert crosscheck_line(Workspace(workspace), "erm1").count("other predictions on 360") == 2
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_models_give_nearly_the_same(nets: str, workspace: Path) -> None:
+    try:
+        torch.compile(nn.Linear(2, 2))(torch.zeros(1, 2))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    specs = [AttackSpec(name="fgsm", eps=(32,), compiled=compiled) for compiled in (False, True)]
+    plan, computed = finish(suite(*specs, sources=f"{nets}:small", limit=100), workspace, batch_size=64)
+    assert computed == 4
+    clean, white = ({}, {})  # type: ignore[var-annotated]
+    for cell in by_key(workspace).values():
+        (white if cell.identity.source else clean)[cell.identity.compiled] = cell.rows["prediction"].to_numpy()
+    assert set(clean) == set(white) == {False, True}
+    assert (clean[False] != clean[True]).sum() <= 1
+    assert (white[False] != white[True]).sum() <= 3
+    table = planned_results(plan, Workspace(workspace))
+    assert table["compiled"].value_counts().to_dict() == {False: 2, True: 2}
+
+
+def test_cells_say_how_they_were_computed(workspace: Path) -> None:
+    data: Dataset = load_data("digits")
+    finish(suite(AttackSpec(name="signs", eps=(16,)), limit=8), workspace)
+    (cell,) = attacked(workspace)
+    facts = cell.facts
+    assert (facts.data, facts.data_spec, facts.like, facts.data_note) == ("digits", "digits", "digits", data.note)
+    assert facts.classes == data.classes
+    assert (facts.source_name, facts.target_name, facts.device) == ("erm1", "erm1", "cpu")
+    assert (facts.torch, facts.robustmix) == (torch.__version__, robustmix.__version__)
+    assert 0 < facts.unit_seconds < 60
+    assert 0 <= facts.data_wait < 1

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from robustmix import attacks, mixing
+from robustmix.attacks.foreign import MAKERS
 from robustmix.data import load_data
 from robustmix.data.augment import augment
 from robustmix.device import AUTOCAST, pick_device
 from robustmix.errors import DataError, SpecError
 from robustmix.models import classifier
 from robustmix.spec import names
+from robustmix.spec.attack import FOREIGN, SWEEPS
 from robustmix.spec.recipe import DATA_DEFAULTS, Recipe
-from robustmix.spec.suite import SWEEPS
 
 
 def test_registries_have_exactly_the_names_that_can_be_chosen() -> None:
@@ -26,12 +27,17 @@ def test_registries_have_exactly_the_names_that_can_be_chosen() -> None:
     assert set(AUTOCAST) | {"32"} == set(get_args(names.Precision))
 
 
-@pytest.mark.parametrize("name", names.ATTACKS)
-def test_every_attack_can_be_made(name: str) -> None:
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    ((eps, x_adv),) = attacks.sweep(name, model, torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), [0.1])
+@pytest.mark.parametrize("name", [name for name in names.ATTACKS if name not in FOREIGN])
+def test_every_attack_of_our_own_can_be_made(name: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    ((eps, x_adv),) = attacks.sweep(name, model, torch.full((1, 1, 8, 8), 0.5), torch.tensor([0]), [0.1])
     assert eps == 0.1
     assert (x_adv - 0.5).abs().max() > 0.09
+
+
+def test_every_attack_of_others_has_a_maker() -> None:
+    assert set(MAKERS) == set(FOREIGN) < set(names.ATTACKS)
+    assert set(MAKERS.values()) | {"robustmix"} == set(get_args(names.Impl))
 
 
 def test_aliases_lead_to_attacks() -> None:
@@ -39,6 +45,8 @@ def test_aliases_lead_to_attacks() -> None:
     assert not set(names.ALIASES) & set(names.ATTACKS)
     assert names.attack_name("BIM") == names.attack_name("I-FGSM") == "ifgsm"
     assert names.attack_name("FGSM") == "fgsm"
+    assert names.attack_name("C&W") == "cw"
+    assert names.attack_name("MI-FGSM") == "mifgsm"
     assert names.attack_name(3) == 3
 
 
@@ -121,7 +129,9 @@ def test_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch: py
     assert pick_device("auto") == torch.device("cuda")
 
 
-@pytest.mark.parametrize("module", ["spec.names", "spec.recipe", "spec.suite", "units", "stats", "store.results"])
+@pytest.mark.parametrize(
+    "module", ["spec.names", "spec.recipe", "spec.attack", "spec.suite", "units", "stats", "store.results"]
+)
 def test_needs_no_torch(module: str) -> None:
     code = f"import sys, robustmix.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,12 +1,13 @@
-"""Wilson's interval against its formula and its known values."""
+"""Wilson's interval and the sign test against their formulas and their known values."""
 
+from math import comb
 from statistics import NormalDist
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustmix.stats import wilson
+from robustmix.stats import sign_test, wilson
 
 
 def by_formula(count: int, total: int, confidence: float) -> tuple[float, float]:
@@ -35,3 +36,16 @@ def test_known_values(count: int, total: int, low: float, high: float) -> None:
 
 def test_default_is_95_percent() -> None:
     assert wilson(3, 20) == wilson(3, 20, 0.95) != wilson(3, 20, 0.9)
+
+
+@given(first=st.integers(0, 60), second=st.integers(0, 60))
+def test_sign_test_is_twice_the_smaller_tail_of_a_fair_coin(first: int, second: int) -> None:
+    n, most = first + second, min(first, second)
+    tail = sum(comb(n, k) for k in range(most + 1)) / 2**n
+    assert sign_test(first, second) == pytest.approx(min(1, 2 * tail))
+    assert sign_test(first, second) == sign_test(second, first)
+
+
+def test_sign_test_of_ties_alone_says_nothing() -> None:
+    assert sign_test(0, 0) == 1
+    assert sign_test(0, 5) == pytest.approx(2 / 32)

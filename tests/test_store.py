@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robustmix.errors import CheckpointError, RobustmixError, SpecError, StoreError
+from robustmix.spec.attack import attack_label
 from robustmix.spec.recipe import Recipe
 from robustmix.stats import wilson
 from robustmix.store import atomic
@@ -25,11 +26,13 @@ from robustmix.store.cells import (
     CellIdentity,
     cell_path,
     clean_identity,
+    gallery_path,
     read_cell,
     read_cells,
+    trusted_cell,
     write_cell,
 )
-from robustmix.store.results import COLUMNS, results_table
+from robustmix.store.results import COLUMNS, ForeignModel, foreign_bearers, results_table
 from robustmix.store.runs import (
     Run,
     RunFacts,
@@ -163,10 +166,17 @@ def attacked(**changes: Any) -> CellIdentity:
     return CellIdentity.model_validate(fields | changes)
 
 
-def rows(label: list[int], prediction: list[int], norm: float = 8 / 255, top5: list[bool] | None = None) -> pa.Table:
+def rows(
+    label: list[int],
+    prediction: list[int],
+    norm: float | list[float] = 8 / 255,
+    top5: list[bool] | None = None,
+    rounded: list[int] | None = None,
+) -> pa.Table:
     size = len(label)
-    columns = [range(size), label, prediction, top5 or [True] * size, [0.9] * size, [1.5] * size]
-    return pa.table([*columns, [norm * 0.5] * (size - 1) + [norm], [0.0] * size, [1.0] * size], schema=ROWS)
+    norms = norm if isinstance(norm, list) else [norm * 0.5] * (size - 1) + [norm]
+    columns = [range(size), label, prediction, top5 or [True] * size, [0.9] * size, [1.5] * size, norms]
+    return pa.table([*columns, [0.0] * size, [1.0] * size, rounded or [None] * size], schema=ROWS)
 
 
 def cell(identity: CellIdentity, *args: Any, **kwargs: Any) -> Cell:
@@ -194,7 +204,7 @@ def test_cell_is_written_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def other_value(value: object) -> object:
-    return {None: "x", int: 7, float: 7.5}.get(value if value is None else type(value), "x")
+    return {int: 7, float: 7.5, bool: True, dict: {"decay": 0.5}}.get(type(value), "x")
 
 
 @pytest.mark.parametrize("field", CellIdentity.model_fields)
@@ -216,7 +226,7 @@ def test_clean_cell_belongs_to_target_and_inputs_alone() -> None:
     assert (expected.source, expected.attack, expected.eps_255, expected.steps) == (None, "clean", 0, 0)
     for change in ({}, {"source": MIXUP}, {"eps_255": 4}, {"attack": "ifgsm", "steps": 10}):
         assert attacked(**change).clean() == expected
-    for change in ({"target": ERM}, {"inputs": "b" * 64}, {"batch_size": 8}):
+    for change in ({"target": ERM}, {"inputs": "b" * 64}, {"batch_size": 8}, {"compiled": True}):
         assert attacked(**change).clean() != expected
 
 
@@ -273,13 +283,41 @@ def change_the_identity(path: Path) -> None:
         change_the_identity,
     ],
 )
-def test_cell_that_is_not_what_its_name_promises_is_refused(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    write_cell(tmp_path, CELL)
+def test_cell_that_is_not_what_its_name_promises_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    whole = cell(attacked(eps_255=32.0), LABELS, LABELS)
+    for each in (CELL, whole):
+        write_cell(tmp_path, each)
     spoil(cell_path(tmp_path, CELL.identity))
-    with pytest.raises(StoreError, match="delete it to compute it again") as caught:
-        read_cells(tmp_path)
+    (path,) = set(tmp_path.iterdir()) - {cell_path(tmp_path, whole.identity)}
+    content = path.read_bytes()
+    with pytest.raises(StoreError) as caught:
+        read_cell(path)
     assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+    assert read_cells(tmp_path) == [whole]
+    aside = path.with_suffix(".damaged")
+    assert capsys.readouterr().err == f"warning: {caught.value}; it is set aside as {aside.name}\n"
+    assert aside.read_bytes() == content
+    assert not path.exists()
+
+
+def test_cell_is_trusted_only_if_it_is_whole(tmp_path: Path) -> None:
+    assert trusted_cell(tmp_path, CELL.identity) is None
+    write_cell(tmp_path, CELL)
+    assert trusted_cell(tmp_path, CELL.identity) == CELL
+    cut(cell_path(tmp_path, CELL.identity))
+    assert trusted_cell(tmp_path, CELL.identity) is None
+    assert names(tmp_path) == [f"{CELL.key}.damaged"]
+
+
+def test_images_of_all_targets_are_one_file(tmp_path: Path) -> None:
+    path = gallery_path(tmp_path, attacked())
+    assert path == gallery_path(tmp_path, attacked(target=ERM))
+    for change in ({"source": MIXUP}, {"eps_255": 4.0}, {"batch_size": 8}, {"loss": "dlr"}):
+        assert gallery_path(tmp_path, attacked(**change)) != path
 
 
 def test_full_disk_while_a_cell_is_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -322,6 +360,44 @@ def test_row_of_a_transfer_attack() -> None:
     assert row["success"] == pytest.approx(2 / 6), "of the initially correct, not of all"
     assert row["delta_max"] == pytest.approx(1)
     assert (row["forward"], row["backward"], row["batch_size"], row["data"]) == (3, 1, 256, "digits")
+    assert pd.isna(row["error_uint8"])
+    assert pd.isna(row["norm_median_255"])
+
+
+def test_row_says_everything_about_the_attack() -> None:
+    changes = {
+        "attack": "mifgsm", "steps": 5, "step_255": 2.0, "norm": "l2", "loss": "dlr", "labels": "predicted", "seed": 3,
+        "restarts": 4, "options": {"decay": 0.9}, "precision": "bf16", "impl": "foolbox",
+    }  # fmt: skip
+    (_, row) = results_table([cell(attacked(**changes), LABELS, LABELS), CLEAN_MIXUP], RUNS).to_dict("records")
+    assert {key: row[key] for key in changes} == changes
+    assert (row["compiled"], row["eps_255"]) == (False, 8)
+    assert attack_label({str(key): value for key, value in row.items()}, brief=True) == (
+        "mifgsm-5 x 2/255 L2 loss dlr 4 restarts predicted labels seed 3 bf16 by foolbox decay 0.9"
+    )
+
+
+def test_error_of_the_rounded_images() -> None:
+    kept = cell(attacked(), LABELS, [9] * 8, rounded=[9, 9, 9, 3, 4, 5, 6, 7])
+    row = results_table([kept, CLEAN_MIXUP], RUNS).iloc[-1]
+    assert (row["error"], row["error_uint8"]) == (1, 3 / 8)
+
+
+def test_smallest_perturbations_have_a_median_in_place_of_a_budget() -> None:
+    # The target errs on 5 and 6 anyway, which count as 0; the attack fails on 4 and 7, which count as infinite.
+    changes = {"attack": "deepfool", "norm": "l2", "eps_255": None, "steps": 50, "step_255": 0.0}
+    norms = [length / 255 for length in (1.0, 2.0, 3.0, 4.0, 0.0, 6.0, 7.0, 0.0)]
+    for predictions, median in (([9, 9, 9, 9, 4, 9, 9, 7], 2.5), ([0, 1, 9, 9, 4, 9, 9, 7], np.inf)):
+        own = cell(attacked(source=MIXUP, **changes), LABELS, predictions, norm=norms)
+        moved = cell(attacked(**changes), LABELS, predictions, norm=norms)
+        table = results_table([own, moved, CLEAN_MIXUP], RUNS)
+        assert table["role"].tolist() == ["clean", "white", "transfer"]
+        assert table["norm_median_255"].iloc[1] == pytest.approx(median)
+        assert table["norm_median_255"].isna().tolist() == [True, False, True], (
+            "a source's perturbation, not a target's"
+        )
+        assert table["eps_255"].isna().tolist() == [False, True, True]
+        assert table["delta_max"].isna().all()
 
 
 def test_row_of_clean_predictions() -> None:
@@ -385,11 +461,32 @@ def test_unfinished_runs_name_nothing() -> None:
     assert results_table([CLEAN_ERM], [run("erm1", None)]).empty
 
 
+def test_models_of_others_bear_the_name_that_they_were_attacked_under() -> None:
+    named = FACTS.model_copy(update={"source_name": "erm1", "target_name": "net.py:make"})
+    clean = FACTS.model_copy(update={"source_name": None, "target_name": "net.py:make"})
+    cells = [replace(CELL, facts=named), replace(CLEAN_MIXUP, facts=clean)]
+    (model,) = foreign_bearers([*cells, CLEAN_ERM])
+    assert model == ForeignModel("net.py:make", MIXUP)
+    table = results_table(cells, [run("erm1", ERM), model])
+    assert table["target"].tolist() == ["net.py:make"] * 2
+    assert table["target_group"].tolist() == ["net.py:make"] * 2
+    assert table[["target_method", "target_seed"]].isna().all(axis=None)
+    other = replace(CLEAN_ERM, facts=clean)
+    assert foreign_bearers([*cells, other]) == [
+        ForeignModel("net.py:make@eeeeeeee", ERM),
+        ForeignModel("net.py:make@ffffffff", MIXUP),
+    ]
+    crafts = FACTS.model_copy(update={"source_name": "timm:x"})
+    assert foreign_bearers([replace(CELL, facts=crafts)]) == [ForeignModel("timm:x", ERM)]
+
+
 def test_repeated_cells_count_once_and_order_does_not_matter() -> None:
-    cells = [CELL, CLEAN_ERM, CLEAN_MIXUP, WHITE]
+    slow = {"attack": "mifgsm", "steps": 5, "step_255": 2.0}
+    momenta = [cell(attacked(**slow, options={"decay": decay}), LABELS, LABELS) for decay in (0.5, 1.0)]
+    cells = [CELL, CLEAN_ERM, CLEAN_MIXUP, WHITE, *momenta]
     table = results_table(cells, RUNS)
     pd.testing.assert_frame_equal(results_table([*cells[::-1], CELL], RUNS[::-1]), table)
-    assert len(table) == 4
+    assert len(table) == 6
 
 
 def test_no_cells_give_an_empty_table_with_all_columns() -> None:

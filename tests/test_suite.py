@@ -7,19 +7,7 @@ import pytest
 
 from robustmix.errors import SpecError
 from robustmix.spec.recipe import Recipe
-from robustmix.spec.suite import (
-    DEFAULT_STEPS,
-    DEFAULT_SWEEP,
-    SWEEPS,
-    AttackSpec,
-    Suite,
-    check_reach,
-    known_suites,
-    load_suite,
-    match_runs,
-    shipped_suites,
-    sweep_for,
-)
+from robustmix.spec.suite import Suite, known_suites, load_suite, match_runs, shipped_suites
 from robustmix.spec.validation import validate
 
 GOOD = """
@@ -78,8 +66,8 @@ def test_shipped_suite_has_two_erm_and_two_mixup_runs_and_the_published_design(n
 
 def test_zhang_table_3_is_fgsm_and_ten_steps_of_ifgsm_at_eps_4() -> None:
     suite = load_suite("zhang-table3")
-    assert [(a.name, a.eps, a.iterations) for a in suite.attack] == [("fgsm", (4,), 1), ("ifgsm", (4,), 10)]
-    assert [a.step_at(4) for a in suite.attack] == [4, 0.4]
+    assert [a.name for a in suite.attack] == ["fgsm", "ifgsm"]
+    assert [a.courses("cifar10") for a in suite.attack] == [((4, 1, 4),), ((4, 10, 0.4),)]
 
 
 def test_ali_is_fgsm_on_resnet18_with_eps_4_at_the_head() -> None:
@@ -107,8 +95,8 @@ def test_budgets_are_read_in_every_form_and_sorted(tmp_path: Path) -> None:
     fgsm, ifgsm = parsed(GOOD, tmp_path).attack
     assert fgsm.eps == (8, 0.5, 16)
     assert fgsm.at("digits").eps == (0.5, 8, 16)
-    assert (fgsm.iterations, ifgsm.iterations, ifgsm.name) == (1, 5, "ifgsm")
-    assert ifgsm.eps is None
+    assert (ifgsm.name, ifgsm.eps, ifgsm.step) == ("ifgsm", None, 4)
+    assert ifgsm.course(16) == (16, 5, 4)
 
 
 def test_runs_are_named_by_table_and_seed(tmp_path: Path) -> None:
@@ -133,47 +121,6 @@ def test_table_may_start_from_a_shipped_recipe() -> None:
     assert (recipe.epochs, recipe.width, recipe.weight_decay, recipe.seed) == (5, 64, 1e-4, 3)
 
 
-def test_repeated_budget_counts_once() -> None:
-    assert AttackSpec(name="fgsm", eps=(4.0, 4.0, 2.0)).at(None).eps == (2, 4)
-
-
-@pytest.mark.parametrize("like", [*SWEEPS, None, "imagenet"])
-def test_sweep_belongs_to_the_data(like: str | None) -> None:
-    expected = SWEEPS.get(like or "", DEFAULT_SWEEP)
-    assert sweep_for(like) == AttackSpec(name="fgsm").at(like).eps == tuple(expected)
-    assert sweep_for("digits") == (8, 16, 24, 32, 48, 64)
-    assert sweep_for("cifar10") == (0.5, 1, 2, 4, 8)
-
-
-def test_step_is_eps_over_steps_unless_it_is_given() -> None:
-    assert AttackSpec(name="ifgsm").step_at(8) == 8 / DEFAULT_STEPS == 0.8
-    assert AttackSpec(name="ifgsm", steps=4).step_at(8) == 2
-    assert AttackSpec(name="ifgsm", steps=4, step=3).step_at(8) == 3
-    assert AttackSpec(name="fgsm").step_at(8) == 8
-
-
-@pytest.mark.parametrize(
-    ("eps", "steps", "step"), [(8, 10, 0.8), (8, 10, None), (8, 1, 8), (8, 3, 8 / 3), (0.7, 7, 0.1)]
-)
-def test_budget_that_is_just_reached_is_accepted(eps: float, steps: int, step: float | None) -> None:
-    check_reach(eps, steps, step)
-
-
-@pytest.mark.parametrize(("eps", "steps", "step"), [(8, 10, 0.79), (8, 1, 7.9), (255, 100, 1)])
-def test_budget_that_is_out_of_reach_is_refused_with_the_step_that_reaches_it(
-    eps: float, steps: int, step: float
-) -> None:
-    with pytest.raises(SpecError, match=f"{steps} steps of .* not the budget {eps}/255: .* at least") as caught:
-        check_reach(eps, steps, step)
-    least = float(str(caught.value).rpartition("at least ")[2].removesuffix("/255"))
-    check_reach(eps, steps, least)
-
-
-def test_datas_own_sweep_must_be_within_reach_too() -> None:
-    with pytest.raises(SpecError, match="not the budget 16/255"):
-        AttackSpec(name="ifgsm", steps=10, step=1).at("digits")
-
-
 # ---- mistakes --------------------------------------------------------------------------------------------
 
 
@@ -196,18 +143,22 @@ def test_datas_own_sweep_must_be_within_reach_too() -> None:
         ('method = "mixup"', 'method = "mixpu"', "train.mixup: method = 'mixpu': input should be 'erm' or 'mixup'"),
         ('method = "mixup"', 'recipe = "zhang"', "unknown recipe 'zhang'.*choose from ali-cifar10"),
         ("[train.mixup]", '[train."a/b"]', "run 'a/b' is not a usable name"),
-        ('name = "fgsm"', 'name = "fgms"', r"attack.1.name = 'fgms': input should be 'fgsm' or 'ifgsm'"),
-        ('name = "bim"', 'name = "pgd"', r"attack.2.name = 'pgd'"),
+        ('name = "fgsm"', 'name = "fgms"', r"attack.1.name = 'fgms': input should be 'fgsm', 'ifgsm', 'mifgsm'"),
+        ('name = "bim"', 'name = "bam"', r"attack.2.name = 'bam'"),
         ("[8, ", "[0.1, ", r"attack.1.eps.1: budget '0.1' is ambiguous"),
         ("[8, ", "[0, ", r"attack.1.eps.1: budget '0' must be a positive"),
         ("[8, ", "[-3, ", r"attack.1.eps.1: budget '-3'"),
         ("[8, ", "[nan, ", r"attack.1.eps.1: budget 'nan'"),
-        ("[8, ", "[300, ", r"attack.1.eps.1: budget '300' is larger"),
+        ("[8, ", "[300, ", r"attack.1: budget 300/255 is larger than the whole"),
         ('[8, "0.5/255", "16/255"]', "[]", r"attack.1.eps"),
         ("steps = 5", "step_count = 5", r"unknown key 'attack.2.step_count'.*choose from .*steps"),
         ("steps = 5", "steps = 0", r"attack.2.steps = 0"),
         ("steps = 5", "steps = 5\neps = [21]", r"attack.2: 5 steps of 4/255 reach only 20/255, not the budget 21/255"),
-        ('eps = [8, "0.5/255"', 'steps = 3\neps = [8, "0.5/255"', r"attack.1: fgsm takes one full step"),
+        ('eps = [8, "0.5/255"', 'steps = 3\neps = [8, "0.5/255"', r"attack.1: fgsm takes no 'steps': it belongs to if"),
+        ("step = 4", 'step = "fast"', r"attack.2.step: budget 'fast' is not a number; .*as a step also: kurakin"),
+        ("step = 4", 'step = "kurakin"', r"attack.2: step = 'kurakin' sets the number of steps itself"),
+        ("step = 4", "step = 4\nrestarts = 2", r"attack.2: ifgsm takes no 'restarts': it belongs to pgd, signs, noise"),
+        ("step = 4", 'step = 4\nloss = "nll"', r"attack.2.loss = 'nll': input should be 'ce', 'logodds', 'margin'"),
         ("headline_eps = 8", "headline_eps = 8\nlimit = 0", "limit = 0"),
         (
             'white = ["erm1"]',
@@ -238,6 +189,7 @@ SMALL: dict[str, Any] = {"version": 1, "title": "T", "sources": "erm*", "attack"
         ({"attack": []}, "attack"),
         ({"attack": [{"name": "fgsm"}, {"name": "fgsm"}]}, "the same attack stands twice"),
         ({"attack": [{"name": "ifgsm"}, {"name": "bim"}]}, "the same attack stands twice"),
+        ({"attack": [{"name": "fgsm", "eps": [4]}, {"name": "fgsm", "eps": [8]}]}, "put its budgets into one eps list"),
         ({"headline_eps": 8}, "headline_eps = 8 is not among the eps of any attack"),
         ({"sources": 3}, "sources = 3"),
     ],
@@ -248,9 +200,33 @@ def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], message: str)
         validate(Suite, SMALL | change)
 
 
-def test_two_attacks_that_differ_in_steps_stand_side_by_side() -> None:
-    suite = validate(Suite, SMALL | {"attack": [{"name": "ifgsm"}, {"name": "ifgsm", "steps": 40}], "headline_eps": 24})
-    assert [a.iterations for a in suite.attack] == [10, 40]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 40},
+        {"step": "kurakin"},
+        {"step": 8},
+        {"norm": "l2"},
+        {"loss": "logodds"},
+        {"labels": "predicted"},
+        {"precision": "bf16"},
+        {"impl": "foolbox"},
+        {"compiled": True},
+    ],
+    ids=str,
+)
+def test_attacks_that_differ_in_anything_but_budgets_stand_side_by_side(change: dict[str, Any]) -> None:
+    suite = validate(Suite, SMALL | {"attack": [{"name": "ifgsm"}, {"name": "ifgsm", **change}], "headline_eps": 24})
+    assert len(suite.attack) == 2
+
+
+def test_headline_must_be_among_the_budgets_where_all_are_listed() -> None:
+    listed, own, without = {"name": "fgsm", "eps": [4]}, {"name": "ifgsm"}, {"name": "deepfool"}
+    for attack, headline in (([listed], 4), ([listed, own], 8), ([listed, without], 4), ([without, own], 8)):
+        assert validate(Suite, SMALL | {"attack": attack, "headline_eps": headline}).headline_eps == headline
+    for attack in ([listed], [listed, without]):
+        with pytest.raises(SpecError, match="headline_eps = 8 is not among the eps of any attack"):
+            validate(Suite, SMALL | {"attack": attack, "headline_eps": 8})
 
 
 def test_unknown_suite_is_refused_with_the_choices(tmp_path: Path) -> None:

@@ -1,154 +1,131 @@
-"""FGSM and I-FGSM in L-infinity, without random start."""
+"""Attacks that follow the gradient, sharing every gradient that two budgets have in common.
+
+FGSM is one full step. Without a random start all budgets begin where the input is, so they share the first gradient;
+with steps of one length they go on together until the projection onto the smaller budget first changes a bit.
+"""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustmix.attacks.victim import frozen, loss_gradient
-from robustmix.errors import EvaluationError, SpecError
-from robustmix.spec.names import ATTACKS, AttackName, attack_name, unknown
-from robustmix.spec.suite import DEFAULT_STEPS
-from robustmix.units import IMAGES, check_length
-
-
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Fast gradient sign method (Goodfellow et al. 2015, section 4): one full step along the gradient's sign.
-
-    Args:
-        model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
-        y: true labels, int64 [B].
-        eps: budget in L-infinity, pixel units (``4/255``).
-
-    Returns:
-        Adversarial inputs [B, ...] within eps of x and within [0, 1].
-
-    Raises:
-        SpecError: eps is negative, not finite or above 1.
-        EvaluationError: x, y or the gradient is unusable.
-    """
-    return next(sweep("fgsm", model, x, y, [eps]))[1]
+from robustmix.attacks.geometry import longest, random_point, random_signs, steepest, step
+from robustmix.attacks.victim import Victim
+from robustmix.spec.attack import Course
+from robustmix.spec.names import Norm
 
 
-def ifgsm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    steps: int = DEFAULT_STEPS,
-    step_size: float | None = None,
-) -> Tensor:
-    """Iterated FGSM (Kurakin et al. 2017, eq. 2; also BIM), projected onto the budget after every step.
+def ascend(
+    victim: Victim, x: Tensor, courses: Sequence[Course], norm: Norm, decay: float | None = None
+) -> Iterator[tuple[Course, Tensor]]:
+    """FGSM, I-FGSM or MI-FGSM at several budgets.
 
     Args:
-        model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
-        y: true labels, int64 [B].
-        eps: budget in L-infinity, pixel units (``4/255``).
-        steps: number of gradients.
-        step_size: length of a step, pixel units; eps / steps if not given (Zhang et al. 2018, "equal step size").
-
-    Returns:
-        Adversarial inputs [B, ...] within eps of x and within [0, 1].
-
-    Raises:
-        SpecError: a length is unusable, or steps x step_size is less than eps, which could never be reached.
-        EvaluationError: x, y or the gradient is unusable.
-    """
-    return next(sweep("ifgsm", model, x, y, [eps], steps, step_size))[1]
-
-
-def sweep(
-    name: str,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: Sequence[float],
-    steps: int = DEFAULT_STEPS,
-    step_size: float | None = None,
-) -> Iterator[tuple[float, Tensor]]:
-    """One attack at many budgets, sharing the first gradient, which is the same for all of them.
-
-    FGSM needs no other, so any number of budgets costs one gradient. Every result is bit for bit what the attack at
-    that budget alone gives.
-
-    Args:
-        name: ``fgsm`` or ``ifgsm`` (``bim``).
-        model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
-        y: true labels, int64 [B].
-        eps: budgets in L-infinity, pixel units.
-        steps: gradients per budget of ``ifgsm``.
-        step_size: length of a step of ``ifgsm``, pixel units; each budget's eps / steps if not given.
+        victim: the model.
+        x: inputs [B, ...] in [0, 1].
+        courses: budgets, steps and their lengths, pixel units, each once.
+        norm: of the budgets.
+        decay: of the momentum (Dong et al. 2018, eq. 6); None for none.
 
     Yields:
-        (eps, adversarial inputs [B, ...]) in the order given, each its own tensor.
-
-    Raises:
-        SpecError: the attack is unknown, a length is unusable, or a budget could never be reached.
-        EvaluationError: x, y or a gradient is unusable.
+        (course, adversarial inputs [B, ...]), smaller budgets first where budgets share gradients; a tensor may be
+        yielded twice.
     """
-    attack = _check_name(name)
-    if attack == "fgsm":
-        steps, step_size = 1, None
-    if steps < 1:
-        raise SpecError(f"steps={steps!r} must be at least 1")
-    lengths = [(check_length(e, "eps"), _step_length(e, steps, step_size)) for e in eps]
-    _check_batch(x.detach(), y)
-    return _sweep(model, x.detach(), y, lengths, steps)
+    momentum = None if decay is None else torch.zeros_like(x)
+    yield from _walk(victim, x, x, momentum, list(courses), 0, norm, decay)
 
 
-def _sweep(
-    model: nn.Module, x: Tensor, y: Tensor, lengths: list[tuple[float, float]], steps: int
-) -> Iterator[tuple[float, Tensor]]:
-    with frozen(model):
-        first = loss_gradient(model, x, y).sign_()
-    for eps, length in lengths:
-        x_adv = _step(x, x, first, eps, length)
-        for _ in range(steps - 1):
-            with frozen(model):
-                sign = loss_gradient(model, x_adv, y).sign_()
-            x_adv = _step(x_adv, x, sign, eps, length)
-        yield eps, x_adv
+def restarted(victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: int, seed: Sequence[int]) -> Tensor:
+    """PGD (Madry et al. 2018): from uniformly random starts, of which each example keeps the worst."""
+
+    def candidates() -> Iterator[Tensor]:
+        for number in range(restarts):
+            start = step(x, x, random_point(x, norm, [*seed, number]), course.eps or 0, course.eps or 0, norm)
+            yield next(_walk(victim, x, start, None, [course], 0, norm, None))[1]
+
+    return _worst(victim, candidates(), restarts)
 
 
-def _step(x_adv: Tensor, x: Tensor, sign: Tensor, eps: float, length: float) -> Tensor:
-    """One step along the sign, then the projection onto the budget around x and onto the valid range.
-
-    Written in the form of torchattacks' and foolbox' PGD, so that results agree bit for bit.
-    """
-    moved = x_adv + length * sign
-    return (x + (moved - x).clamp_(-eps, eps)).clamp_(IMAGES.low, IMAGES.high)
-
-
-def _check_name(name: str) -> AttackName:
-    known = attack_name(name)
-    for choice in ATTACKS:
-        if known == choice:
-            return choice
-    raise SpecError(unknown("attack", name, ATTACKS))
+def baseline(
+    victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: int, seed: Sequence[int], *, signs: bool
+) -> Tensor:
+    """No gradient at all: random signs, or uniform noise in the ball; each example keeps the worst of its draws."""
+    draw = random_signs if signs else random_point
+    eps = course.eps or 0
+    drawn = (step(x, x, draw(x, norm, [*seed, number]), eps, eps, norm) for number in range(restarts))
+    return _worst(victim, drawn, restarts)
 
 
-def _step_length(eps: float, steps: int, step_size: float | None) -> float:
-    if step_size is None:
-        return eps / steps
-    check_length(step_size, "step_size")
-    if steps * step_size < eps * (1 - 1e-9):
-        raise SpecError(
-            f"{steps} steps of step_size={step_size:g} reach only {steps * step_size:g}, not eps={eps:g}: take more "
-            f"steps or a step_size of at least {eps / steps:g}"
-        )
-    return step_size
+def _walk(
+    victim: Victim,
+    x: Tensor,
+    x_adv: Tensor,
+    momentum: Tensor | None,
+    courses: list[Course],
+    done: int,
+    norm: Norm,
+    decay: float | None,
+) -> Iterator[tuple[Course, Tensor]]:
+    """All courses that have come to x_adv together in ``done`` steps, to their ends."""
+    while True:
+        for course in courses:
+            if course.steps == done:
+                yield course, x_adv
+        courses = [course for course in courses if course.steps > done]
+        if not courses:
+            return
+        slope = victim.gradient(x_adv)
+        done += 1
+        if momentum is not None and decay is not None:
+            momentum = decay * momentum + _normalised(slope)
+            slope = momentum
+        branches = _branches(x_adv, x, steepest(slope, norm), courses, done, norm)
+        x_adv, courses = next(branches)
+        for following in branches:
+            yield from _walk(victim, x, x_adv, momentum, courses, done, norm, decay)
+            x_adv, courses = following
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
-    if not x.is_floating_point():
-        raise EvaluationError(f"inputs must be float in [0, 1]; got {x.dtype}: divide uint8 images by 255")
-    if len(x) != len(y) or y.ndim != 1 or y.dtype != torch.int64:
-        raise EvaluationError(f"labels must be int64 [{len(x)}], one per input; got {y.dtype} {list(y.shape)}")
-    low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
-    if not (low >= IMAGES.low and high <= IMAGES.high):
-        raise EvaluationError(
-            f"inputs run from {low:g} to {high:g}, outside [0, 1]: pass pixels, and put normalisation inside the model"
-        )
+def _branches(
+    x_adv: Tensor, x: Tensor, direction: Tensor, courses: list[Course], done: int, norm: Norm
+) -> Iterator[tuple[Tensor, list[Course]]]:
+    """Where the courses come to by their step number ``done``, and which of them stay together."""
+    # What rounding can have added to the distance that so many steps cover: every element's share of it.
+    slack = done * torch.finfo(x.dtype).eps * longest(x, norm)
+    ordered = sorted(courses, key=lambda course: (course.step, course.eps))
+    for length, group in groupby(ordered, key=lambda course: course.step):
+        *nearer, furthest = group
+        ahead = step(x_adv, x, direction, furthest.eps or 0, length, norm)
+        together = [furthest]
+        for course in nearer:
+            room = (course.eps or 0) - done * length
+            if room > slack:  # out of reach of its projection, as of the larger budget's
+                together.append(course)
+                continue
+            own = step(x_adv, x, direction, course.eps or 0, length, norm)
+            if room >= -slack and torch.equal(own, ahead):
+                together.append(course)
+            else:
+                yield own, [course]
+        yield ahead, together
+
+
+def _normalised(slope: Tensor) -> Tensor:
+    """Divided by its mean magnitude, per example: the 1-norm but for a constant; a zero slope stays zero."""
+    mean = slope.abs().mean(dim=tuple(range(1, slope.ndim)), keepdim=True)
+    return slope / torch.where(mean > 0, mean, 1)
+
+
+def _worst(victim: Victim, candidates: Iterator[Tensor], count: int) -> Tensor:
+    """Per example the candidate with the largest margin over the label; the first of equals."""
+    worst = next(candidates)
+    if count == 1:
+        return worst
+    highest = victim.margin(worst)
+    for candidate in candidates:
+        margin = victim.margin(candidate)
+        better = margin > highest
+        worst = torch.where(better.view(-1, *[1] * (worst.ndim - 1)), candidate, worst)
+        highest = torch.where(better, margin, highest)
+    return worst

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustmix.attacks.losses import loss_named, margin
 from robustmix.errors import EvaluationError
 
 
@@ -30,34 +30,96 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the summed cross-entropy with respect to the inputs, each example's own.
+class Victim:
+    """A model and the labels of one batch that an attack moves away from.
 
-    Summed, not averaged, so that it depends neither on the batch size nor underflows because of it.
+    What the gradients show is kept on the device, so that nothing waits for it before somebody asks.
 
     Args:
         model: maps inputs [B, ...] to logits [B, K].
-        x: inputs [B, ...].
-        y: labels int64 [B].
+        labels: int64 [B]; None for those that the model predicts where it is first looked at.
+        loss: name of the loss that is ascended.
+        trusted: whether somebody has made sure that the labels are classes of the model.
 
-    Raises:
-        EvaluationError: a label is no class of the model, or a gradient is not finite; either would silently be no
-            attack at all.
+    Attributes:
+        labels: int64 [B]; None as long as no gradient has been taken.
+        finite: bool [B], whether every gradient so far and its logits were; None before the first.
+        gap: float32 [B], the label's logit minus the largest other, where the first gradient was taken.
+        saturated: bool [B], whether the label's probability was exactly 1 there, in float32.
+        zero_gradient: bool [B], whether the first gradient was exactly zero in every element.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        # What was made in a caller's inference mode cannot take part in a graph; a copy can.
-        x, y = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in (x, y))
-        logits = model(x.requires_grad_())
-        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < logits.shape[1]):
+
+    def __init__(self, model: nn.Module, labels: Tensor | None, loss: str, *, trusted: bool = False) -> None:
+        self.model = model
+        with torch.inference_mode(False):
+            # What was made in a caller's inference mode cannot take part in a graph; a copy can.
+            self.labels = labels.clone() if labels is not None and labels.is_inference() else labels
+        self.trusted = trusted or labels is None
+        self.finite: Tensor | None = None
+        self.gap = self.saturated = self.zero_gradient = torch.empty(0)
+        self._loss = loss_named(loss)
+        self._loss_name = loss
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient of the summed loss with respect to the inputs [B, ...], each example's own.
+
+        Summed, not averaged, so that it neither depends on the batch size nor underflows because of it.
+        """
+        with frozen(self.model), torch.inference_mode(False), torch.enable_grad():
+            x = x.clone() if x.is_inference() else x.detach()
+            logits = self.model(x.requires_grad_())
+            labels = self._settle(logits)
+            (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x)
+        # Not every loss passes a NaN logit on to its gradient. Minus infinity is how a model rules a class out.
+        finite = gradient.isfinite().flatten(1).all(dim=1) & (logits.detach().amax(dim=1) < torch.inf)
+        if self.finite is None:
+            self.finite = finite
+            self._observe(logits.detach().float(), labels, gradient)
+        else:
+            self.finite = self.finite & finite
+        return gradient
+
+    def margin(self, x: Tensor) -> Tensor:
+        """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
+        with frozen(self.model), torch.inference_mode(False), torch.no_grad():
+            logits = self.model(x).float()
+            return margin(logits, self._settle(logits))
+
+    def check(self) -> None:
+        """Wait for the device and raise if a gradient was no number, which as a sign would be no attack at all.
+
+        Raises:
+            EvaluationError: some example's gradient or logit was NaN or infinite.
+        """
+        if self.finite is not None and not self.finite.all():
+            raise EvaluationError(not_finite(~self.finite))
+
+    def _settle(self, logits: Tensor) -> Tensor:
+        if self.labels is None:
+            self.labels = logits.detach().argmax(dim=1)
+        if self._loss_name == "dlr" and logits.shape[1] < 3:
             raise EvaluationError(
-                f"labels run from {int(y.min())} to {int(y.max())}, but the model tells {logits.shape[1]} classes apart"
+                f"the loss 'dlr' needs three classes, the model tells {logits.shape[1]} apart: choose ce, logodds or "
+                "margin"
             )
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
-    finite = gradient.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        bad = int((~finite).sum())
-        raise EvaluationError(
-            f"the gradient of {bad} of {len(x)} examples is NaN or infinite (first: number "
-            f"{int((~finite).int().argmax())} of the batch): the loss or the model overflows there"
-        )
-    return gradient
+        if not self.trusted and len(logits):
+            low, high = (int(end) for end in self.labels.aminmax())
+            if not (low >= 0 and high < logits.shape[1]):
+                raise EvaluationError(
+                    f"labels run from {low} to {high}, but the model tells {logits.shape[1]} classes apart"
+                )
+            self.trusted = True
+        return self.labels
+
+    def _observe(self, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
+        self.gap = -margin(logits, labels)
+        self.saturated = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1) == 1
+        self.zero_gradient = ~gradient.flatten(1).any(dim=1)
+
+
+def not_finite(bad: Tensor) -> str:
+    """One line on the examples of a batch, bool [B], whose gradient or logits are no numbers."""
+    return (
+        f"the gradient or a logit of {int(bad.sum())} of {len(bad)} examples is NaN or infinite (first: number "
+        f"{int(bad.int().argmax())} of the batch): the loss or the model overflows there"
+    )

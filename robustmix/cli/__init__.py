@@ -17,6 +17,8 @@ VERBS: Final = {
     "train": "Train one network, or go on with it.",
     "attack": "Attack runs with examples crafted on themselves and on each other.",
     "results": "Print the table of all cells.",
+    "compare": "Compare two networks example by example.",
+    "crosscheck": "Compare our attacks with torchattacks and foolbox.",
     "report": "Write the HTML page.",
     "ls": "List runs, data, models, methods, attacks and suites.",
     "validate": "Check a suite's file.",

@@ -1,11 +1,24 @@
 """``robustmix attack``."""
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from robustmix.cli.options import Flag, Machine, Place, Several
+from cyclopts import Parameter
+
+from robustmix.cli.options import Cluster, Flag, Machine, Place, Several
 from robustmix.errors import SpecError
-from robustmix.spec.names import ALIASES, ATTACKS, attack_name, unknown
-from robustmix.spec.suite import AttackSpec, Suite, load_suite
+from robustmix.spec.attack import AttackSpec, parse_step, takes
+from robustmix.spec.names import (
+    ATTACKS,
+    AttackName,
+    CraftPrecision,
+    Impl,
+    LabelPolicy,
+    Loss,
+    Norm,
+    known_attack,
+)
+from robustmix.spec.suite import Suite, load_suite
 from robustmix.spec.validation import validate
 from robustmix.store.workspace import Workspace
 from robustmix.units import echo_budget, format_budget, parse_budget
@@ -17,6 +30,59 @@ if TYPE_CHECKING:
 
 DEFAULTS = Place()
 MACHINE = Machine()
+CLUSTER = Cluster()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class How:
+    """How the attacks are made; each option applies to those of the attacks that take it.
+
+    Attributes:
+        eps: Budgets, in units of 1/255: 4, or 0.5/255 for half of one [default: the data set's sweep].
+        norm: Of the budgets [default: linf; l2 for deepfool, cw, hopskipjump].
+        loss: That is ascended; only ce saturates [default: ce].
+        steps: Iterations [default: 10; 50 for deepfool, 1000 for cw, 64 for hopskipjump].
+        step_size: Of an iteration: a length in units of 1/255, eps/steps, 2.5eps/steps, or kurakin, which is min(eps +
+            4, 1.25 eps) iterations of 1/255 [default: eps/steps; 2.5eps/steps for pgd].
+        restarts: Random starts of pgd, signs and noise, of which each example keeps the worst [default: 1].
+        decay: Of the momentum of mifgsm [default: 1].
+        queries: Of square, per example [default: 5000].
+        labels: Move away from the true labels, or from those that the source predicted; the error is always against the
+            truth [default: true].
+        seed: Of random starts, baselines and other libraries' attacks [default: 0].
+        precision: Of the passes that craft; scoring is always in float32 [default: 32].
+        impl: Whose fgsm, ifgsm and pgd [default: robustmix].
+        compile: Compile the models: faster after half a minute, and a few signs may flip.
+    """
+
+    eps: Annotated[list[str] | None, Several] = None
+    norm: Norm | None = None
+    loss: Loss | None = None
+    steps: int | None = None
+    step_size: str | None = None
+    restarts: int | None = None
+    decay: float | None = None
+    queries: int | None = None
+    labels: LabelPolicy | None = None
+    seed: int | None = None
+    precision: CraftPrecision | None = None
+    impl: Impl | None = None
+    compile: Flag = False
+
+    def given(self) -> dict[str, Any]:
+        """The fields of an `AttackSpec` that were given."""
+        fields = {
+            "eps": None if self.eps is None else [_budget("--eps", text) for text in self.eps],
+            "step": None if self.step_size is None else _step(self.step_size),
+            "compiled": self.compile or None,
+        }
+        names = ("norm", "loss", "steps", "restarts", "decay", "queries", "labels", "seed", "precision", "impl")
+        fields |= {name: getattr(self, name) for name in names}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+HOW = How()
 
 
 def attack(
@@ -24,15 +90,16 @@ def attack(
     source: Annotated[list[str] | None, Several] = None,
     target: Annotated[list[str] | None, Several] = None,
     attack: Annotated[list[str] | None, Several] = None,
-    eps: Annotated[list[str] | None, Several] = None,
-    steps: int | None = None,
-    step_size: str | None = None,
+    how: How = HOW,
     data: str | None = None,
+    normalize: str | None = None,
     limit: int | None = None,
     batch_size: int = 256,
     suite: str | None = None,
+    save_images: Flag = False,
     dry_run: Flag = False,
     machine: Machine = MACHINE,
+    cluster: Cluster = CLUSTER,
     place: Place = DEFAULTS,
 ) -> None:
     """Attack every target with examples crafted on every source, and print the errors.
@@ -41,79 +108,80 @@ def attack(
     What was computed before is not computed again.
 
     Args:
-        source: Runs that craft, names or globs.
-        target: Runs that are scored, names or globs [default: the sources].
-        attack: fgsm, ifgsm (also called bim) [default: both].
-        eps: Budgets in L-infinity, in units of 1/255: 4, or 0.5/255 for half of one [default: the data set's sweep].
-        steps: Iterations of ifgsm [default: 10].
-        step_size: Length of an iteration in units of 1/255 [default: eps / steps].
+        source: What crafts: runs by name or glob, torchvision:NAME, timm:NAME, hf-hub:REPO, or FILE.py:FACTORY, which
+            is your own code and is run.
+        target: What is scored, likewise [default: the sources].
+        attack: fgsm, ifgsm (bim), mifgsm, pgd, signs, noise; autoattack, square, deepfool, cw, hopskipjump by other
+            libraries [default: fgsm ifgsm].
         data: What to attack on [default: what the sources were trained on].
+        normalize: What a FILE.py:FACTORY expects: none, cifar10, imagenet, or MEAN/STD such as 0.5/0.5.
         limit: Attack the first N test examples only.
-        batch_size: Examples per batch.
+        batch_size: Examples per batch; halved where memory runs out.
         suite: Take attacks, sources and targets from a suite's name or file.
+        save_images: Keep the adversarial images, rounded to 8 bits within the budget, in results/gallery.
         dry_run: Only say what would be computed, and how long it would take.
     """
     workspace = place.enter()
-    wanted = _suite_on_top(suite, workspace, source, target, data, limit, attack, eps, steps, step_size)
+    fields = {"sources": source, "targets": target, "data": data, "limit": limit, "normalize": normalize}
+    wanted = _suite_on_top(suite, workspace, {k: v for k, v in fields.items() if v is not None}, attack, how)
     from robustmix.cli.tables import print_results
-    from robustmix.device import pick_device
+    from robustmix.device import launch
     from robustmix.evaluation import compute, planned_results
     from robustmix.planning import make_plan
     from robustmix.progress import say
 
-    plan = make_plan(wanted, workspace, batch_size=batch_size, data_root=machine.data_root)
-    where = pick_device(machine.device)
+    team = launch(machine.device, cluster.devices, cluster.nodes)
+    plan = team.in_turn(
+        lambda: make_plan(
+            wanted,
+            workspace,
+            batch_size=batch_size,
+            data_root=machine.data_root,
+            stream=cluster.stream or None,
+            workers=cluster.workers,
+            save_images=save_images,
+        )
+    )
     for budget in sorted({identity.eps_255 for identity in plan.wanted if identity.eps_255}):
         say(f"eps {echo_budget(budget)}")
     if dry_run:
-        _print_plan(plan, workspace, where)
+        if team.rank == 0:
+            _print_plan(plan, team.device)
         return
-    compute(plan, workspace, where)
-    results = planned_results(plan, workspace)
-    print_results(results)
-    forward = sum(unit.forward for unit in plan.units)
-    backward = sum(unit.backward for unit in plan.units)
-    say(f"computed now: {forward} forward and {backward} backward passes per example, in {len(plan.units)} units")
+    computed = compute(plan, workspace, team)
+    if team.rank == 0:
+        print_results(planned_results(plan, workspace))
+        say(f"computed now: {computed} of {len(plan.wanted)} cells")
 
 
 def _suite_on_top(
-    suite: str | None,
-    workspace: Workspace,
-    source: list[str] | None,
-    target: list[str] | None,
-    data: str | None,
-    limit: int | None,
-    attack: list[str] | None,
-    eps: list[str] | None,
-    steps: int | None,
-    step_size: str | None,
+    name: str | None, workspace: Workspace, fields: dict[str, Any], attack: list[str] | None, how: How
 ) -> Suite:
     """The suite that the options describe, or the named one with the options that may stand beside it."""
-    on_top = {
-        key: value
-        for key, value in {"sources": source, "targets": target, "data": data, "limit": limit}.items()
-        if value is not None
-    }
-    if suite:
-        own = {"--attack": attack, "--eps": eps, "--steps": steps, "--step-size": step_size}
-        if clash := [flag for flag, value in own.items() if value is not None]:
-            raise SpecError(f"{clash[0]} and --suite exclude each other: the suite names its attacks")
-        base = load_suite(suite, workspace.root)
-        return validate(Suite, {**base.model_dump(exclude_unset=True), **on_top}, "attack")
-    if not source:
+    given = how.given()
+    if name:
+        flags = {"compiled": "--compile", "step": "--step-size"}
+        if clash := (["--attack"] if attack else []) + [flags.get(key, f"--{key}") for key in given]:
+            raise SpecError(f"{clash[0]} and --suite exclude each other: the suite says how it attacks")
+        base = load_suite(name, workspace.root)
+        return validate(Suite, {**base.model_dump(exclude_unset=True), **fields}, "attack")
+    if "sources" not in fields:
         raise SpecError("--source is missing: name the runs that craft, or a --suite; 'robustmix ls' lists the runs")
-    budgets = None if eps is None else [_budget("--eps", text) for text in eps]
-    step = None if step_size is None else _budget("--step-size", step_size)
-    names = list(dict.fromkeys(str(attack_name(name)) for name in attack or ATTACKS))
-    if strange := [name for name in names if name not in ATTACKS]:
-        raise SpecError(unknown("attack", strange[0], [*ATTACKS, *ALIASES]))
-    if names == ["fgsm"] and (steps is not None or step is not None):
-        raise SpecError("--steps and --step-size belong to ifgsm; fgsm takes one full step")
-    iterated = {"steps": steps, "step": step}
-    attacks = [
-        validate(AttackSpec, {"name": name, "eps": budgets, **(iterated if name == "ifgsm" else {})}) for name in names
+    names = list(dict.fromkeys(known_attack(one) for one in attack or ("fgsm", "ifgsm")))
+    return validate(Suite, {"version": 1, "title": "attack", "attack": _attacks(names, given), **fields})
+
+
+def _attacks(names: list[AttackName], given: dict[str, Any]) -> list[AttackSpec]:
+    """Each attack with those of the given fields that it takes."""
+    for field in given:
+        if not any(field in takes(name) for name in names):
+            own = ", ".join(name for name in ATTACKS if field in takes(name))
+            flag = "--step-size" if field == "step" else f"--{field}"
+            raise SpecError(f"{flag} belongs to {own}; {' and '.join(names)} takes none")
+    return [
+        validate(AttackSpec, {"name": name, **{key: value for key, value in given.items() if key in takes(name)}})
+        for name in names
     ]
-    return validate(Suite, {"version": 1, "title": "attack", "attack": attacks, **on_top})
 
 
 def _budget(flag: str, text: str) -> str:
@@ -123,26 +191,30 @@ def _budget(flag: str, text: str) -> str:
         raise SpecError(f"{flag}: {error}") from None
 
 
-def _print_plan(plan: "Plan", workspace: Workspace, device: "torch.device") -> None:
+def _step(text: str) -> str:
+    try:
+        step = parse_step(text)
+    except SpecError as error:
+        raise SpecError(f"--step-size: {error}") from None
+    return step if isinstance(step, str) else f"{step:.17g}/255"
+
+
+def _print_plan(plan: "Plan", device: "torch.device") -> None:
     from robustmix.cli.tables import print_table
     from robustmix.evaluation import estimate_seconds
 
-    missing = sum(len(unit.cells) for unit in plan.units)
-    cached = len(plan.wanted) - missing
     examples = f"{len(plan.inputs)} examples of {plan.data.name}"
-    print(f"{len(plan.wanted)} cells on {examples}: {cached} cached, {missing} missing")
+    missing = len(plan.missing)
+    print(f"{len(plan.wanted)} cells on {examples}: {len(plan.wanted) - missing} cached, {missing} missing")
     if not plan.units:
         return
-    rows = [
-        [
-            unit.title,
-            ", ".join(format_budget(eps) for eps in unit.budgets),
-            str(len(unit.cells)),
-            str(unit.forward),
-            str(unit.backward),
-        ]
-        for unit in plan.units
-    ]
+    rows = []
+    for unit in plan.units:
+        own = unit.attack is None or unit.attack.native
+        budgets = ", ".join("-" if course.eps is None else format_budget(course.eps) for course in unit.courses)
+        passes = [str(unit.forward), str(unit.backward)] if own else ["?", "?"]
+        rows.append([unit.title, budgets, str(len(unit.cells)), *passes])
     print_table(["unit", "eps (1/255)", "cells missing", "forward", "backward"], rows, numeric=(2, 3, 4))
-    seconds = estimate_seconds(plan, workspace, device)
-    print(f"passes are per example; about {seconds:,.0f} s on {device}, judged by one timed batch")
+    seconds = estimate_seconds(plan, device)
+    foreign = "" if all(row[-1] != "?" for row in rows) else "; other libraries' attacks not counted"
+    print(f"passes are per example; about {seconds:,.0f} s on {device}, judged by one timed batch{foreign}")

@@ -1,7 +1,7 @@
 """``robustmix ls``."""
 
 from robustmix.cli.options import Place
-from robustmix.spec.names import ATTACKS, DATA_CHOICES, METHODS, MODELS
+from robustmix.spec.names import ATTACKS, DATA_CHOICES, LOSSES, METHODS, MODELS
 from robustmix.spec.recipe import shipped_recipes
 from robustmix.spec.suite import known_suites
 
@@ -31,6 +31,7 @@ def ls(*, place: Place = DEFAULTS) -> None:
         ("models", MODELS),
         ("methods", METHODS),
         ("attacks", ATTACKS),
+        ("losses", LOSSES),
         ("recipes", shipped_recipes()),
         ("suites", known_suites(workspace.root)),
     ):

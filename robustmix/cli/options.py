@@ -51,6 +51,24 @@ class Machine:
     data_root: Annotated[Path | None, Parameter(show_default=False)] = None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Cluster:
+    """Data and work beyond one process.
+
+    Attributes:
+        devices: Processes on each machine, one per device; torchrun's and SLURM's are joined by themselves.
+        nodes: Machines.
+        stream: For the attacks, read images from their folder batch by batch even if they fit into memory.
+        workers: Processes that read streamed images.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    stream: Flag = False
+    workers: int = 0
+
+
 def command_line() -> str:
     """The command being run, as another person would type it."""
     words = iter(sys.argv[1:])

@@ -18,6 +18,9 @@ def results(
 ) -> None:
     """Print the errors of all cells whose weights bear a name.
 
+    Rounded: the error on the images as 8 bits keep them. Passes: forward + backward passes per example of the unit that
+    the cell was computed in, which all budgets and targets of one source and attack share.
+
     Args:
         format: csv and json have every column, rates as fractions.
         all: Also cells of weights that have been replaced since, under their digest.
@@ -25,11 +28,12 @@ def results(
     workspace = place.enter()
     from robustmix.cli import tables
     from robustmix.store.cells import read_cells
-    from robustmix.store.results import results_table
+    from robustmix.store.results import foreign_bearers, results_table
     from robustmix.store.runs import read_run, run_names
 
+    cells = read_cells(workspace.cells)
     runs = [read_run(workspace, name) for name in run_names(workspace)]
-    table = results_table(read_cells(workspace.cells), runs, unnamed=all)
+    table = results_table(cells, [*runs, *foreign_bearers(cells)], unnamed=all)
     if format == "csv":
         table.to_csv(sys.stdout, index=False)
     elif format == "json":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from robustmix.cli.options import Flag, Machine, Place, command_line
+from robustmix.cli.options import Cluster, Flag, Machine, Place, command_line
 from robustmix.errors import SpecError
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, load_suite
@@ -15,6 +15,7 @@ from robustmix.store.workspace import Workspace
 
 DEFAULTS = Place()
 MACHINE = Machine()
+CLUSTER = Cluster()
 
 
 def run(
@@ -25,6 +26,7 @@ def run(
     test_limit: int | None = None,
     overwrite: Flag = False,
     machine: Machine = MACHINE,
+    cluster: Cluster = CLUSTER,
     place: Place = DEFAULTS,
 ) -> None:
     """Train the runs of a suite that are missing, attack them, write the report. It goes on wherever it was stopped.
@@ -47,7 +49,7 @@ def run(
     changes = {"data": fields.get("data"), "limit": test_limit}
     changes = {key: value for key, value in changes.items() if value is not None}
     wanted = validate(Suite, {**wanted.model_dump(exclude_unset=True), **changes}, suite)
-    run_suite(wanted, suite, workspace, machine, fields, overwrite=overwrite)
+    run_suite(wanted, suite, workspace, machine, fields, cluster=cluster, overwrite=overwrite)
 
 
 def run_suite(
@@ -57,9 +59,10 @@ def run_suite(
     machine: Machine,
     fields: Mapping[str, object],
     *,
+    cluster: Cluster = CLUSTER,
     overwrite: bool = False,
 ) -> None:
-    """Train, attack, report and print where the page is."""
+    """Train, attack, report and print where the page is; several processes share the attacks, one trains."""
     from robustmix.report import check_suite, collect, render
 
     stem = Path(name).stem
@@ -68,10 +71,12 @@ def run_suite(
 
     from robustmix import evaluation, training
     from robustmix.cli import tables
-    from robustmix.device import pick_device
-    from robustmix.planning import make_plan
+    from robustmix.device import launch
+    from robustmix.planning import check_suite_installed, make_plan
 
-    for run_name, recipe in recipes.items():
+    check_suite_installed(wanted)
+    team = launch(machine.device, cluster.devices, cluster.nodes)
+    for run_name, recipe in recipes.items() if team.rank == 0 else ():
         training.train(
             recipe,
             name=run_name,
@@ -80,11 +85,23 @@ def run_suite(
             data_root=machine.data_root,
             overwrite=overwrite,
         )
-    plan = make_plan(wanted, workspace, data_root=machine.data_root)
-    evaluation.compute(plan, workspace, pick_device(machine.device))
+    plan = team.in_turn(
+        lambda: make_plan(
+            wanted,
+            workspace,
+            data_root=machine.data_root,
+            stream=cluster.stream or None,
+            workers=cluster.workers,
+        )
+    )
+    evaluation.compute(plan, workspace, team)
+    if team.rank > 0:
+        return
     results = evaluation.planned_results(plan, workspace)
-    headline = results[results["eps_255"].isin([0, wanted.headline_eps])] if wanted.headline_eps else results
-    tables.print_results(headline)
+    if wanted.headline_eps:
+        budget = results["eps_255"]
+        results = results[budget.isin([0, wanted.headline_eps]) | budget.isna()]
+    tables.print_results(results)
     inputs = plan.inputs.digest()
     folder = collect(workspace, stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs)
     print(f"report: {render(folder)}")

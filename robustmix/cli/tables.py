@@ -1,9 +1,10 @@
 """Tables for a terminal, a pipe, and other programs."""
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from robustmix.spec.attack import attack_label
 from robustmix.units import format_budget
 
 if TYPE_CHECKING:
@@ -31,29 +32,45 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: S
 
 
 def result_columns(results: "pd.DataFrame") -> dict[str, list[str]]:
-    """The columns of a results table that one reads first, as texts by heading; the data's only if they are several."""
-    rows = results.to_dict("records")
-    data = {"data": [row["data"] for row in rows]} if results["data"].nunique() > 1 else {}
-    return data | {
+    """The columns of a results table that one reads first, as texts by heading; some only where they say something."""
+    rows = [{str(key): value for key, value in row.items()} for row in results.to_dict("records")]
+    spoken = {
+        "data": results["data"].nunique() > 1,
+        "median norm": results["norm_median_255"].notna().any(),
+        "rounded": results["error_uint8"].notna().any(),
+    }
+    found = {
+        "data": [row["data"] for row in rows],
         "source": [row["source"] or "-" for row in rows],
         "target": [row["target"] for row in rows],
         "role": [row["role"] for row in rows],
-        "attack": [_attack(row) for row in rows],
-        "eps": [f"{format_budget(row['eps_255'])}/255" if row["eps_255"] else "0" for row in rows],
+        "attack": [attack_label(row, brief=True) for row in rows],
+        "eps": [_eps(row["eps_255"]) for row in rows],
+        "median norm": [_length(row["norm_median_255"]) for row in rows],
         "error": [f"{row['error']:.1%}" for row in rows],
         "95 % Wilson": [f"{100 * row['error_low']:.1f} - {100 * row['error_high']:.1f}" for row in rows],
+        "rounded": [_share(row["error_uint8"]) for row in rows],
         "clean": [f"{row['clean_error']:.1%}" for row in rows],
-        "success": ["-" if math.isnan(row["success"]) else f"{row['success']:.1%}" for row in rows],
+        "success": [_share(row["success"]) for row in rows],
         "n": [str(row["n"]) for row in rows],
+        "passes": [f"{row['forward']:.4g} + {row['backward']:.4g}" for row in rows],
     }
+    return {name: column for name, column in found.items() if spoken.get(name, True)}
 
 
-def _attack(row: dict[Hashable, Any]) -> str:
-    """An attack as ``ifgsm-10``, with the length of its steps where that is not eps / steps."""
-    if row["steps"] <= 1:
-        return str(row["attack"])
-    equal = math.isclose(row["step_255"] * row["steps"], row["eps_255"])
-    return f"{row['attack']}-{row['steps']}" + ("" if equal else f" x {format_budget(row['step_255'])}/255")
+def _eps(eps: float) -> str:
+    """A budget; ``min`` for an attack that looks for the smallest perturbation."""
+    if math.isnan(eps):
+        return "min"
+    return f"{format_budget(eps)}/255" if eps else "0"
+
+
+def _length(length: float) -> str:
+    return "-" if math.isnan(length) else "never" if math.isinf(length) else f"{format_budget(length)}/255"
+
+
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def print_results(results: "pd.DataFrame") -> None:

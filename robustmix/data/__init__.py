@@ -2,5 +2,6 @@
 
 from robustmix.data.dataset import Dataset, Split, TensorSplit
 from robustmix.data.load import data_root, load_data
+from robustmix.data.stream import StreamedSplit
 
-__all__ = ["Dataset", "Split", "TensorSplit", "data_root", "load_data"]
+__all__ = ["Dataset", "Split", "StreamedSplit", "TensorSplit", "data_root", "load_data"]

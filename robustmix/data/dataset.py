@@ -1,7 +1,9 @@
 """What a data set is, whatever it was read from."""
 
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +18,49 @@ from robustmix.units import GREY_LEVELS, IMAGES, Space
 class Split(Protocol):
     """One half of a data set, whether it lies in memory or is streamed."""
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input; [C, H, W] for images."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def gather(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs, float32 in the data set's space, and labels, int64, both on the device."""
+    def batches(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 [B, ...] in [0, 1] and labels int64 [B], both on the device.
+
+        Args:
+            parts: indices int64 [B] of each batch.
+            device: that the batches are wanted on.
+        """
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of shape, inputs and labels; the same in memory and streamed."""
+        ...
+
+    def first(self, count: int | None) -> "Split":
+        """The first examples; all for None."""
+        ...
+
+    def take(self, indices: Tensor) -> "Split":
+        """The examples with indices int64 [B]."""
+        ...
+
+    def to(self, device: torch.device) -> "Split":
+        """The split with what it holds in memory on a device, so that batches move as little as possible."""
+        ...
+
+    def in_memory(self) -> "TensorSplit":
+        """The split in memory, as training needs it.
+
+        Raises:
+            DataError: it is streamed.
+        """
         ...
 
 
@@ -28,7 +69,7 @@ class TensorSplit:
     """A split in memory.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], or inputs of any kind float32 [N, ...] in [0, 1].
         labels: int64 [N].
     """
 
@@ -36,20 +77,37 @@ class TensorSplit:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8 or len(self.images) != len(self.labels):
+        images, labels = self.images, self.labels
+        dimensions = {torch.uint8: images.ndim == 4, torch.float32: images.ndim >= 2}
+        if not dimensions.get(images.dtype) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise DataError(
-                f"a split takes uint8 images [N, C, H, W] and as many labels; got {self.images.dtype} "
-                f"{list(self.images.shape)} and {len(self.labels)} labels"
+                "a split takes uint8 images [N, C, H, W] or float32 inputs [N, ...], and int64 labels [N]; got "
+                f"{images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
             )
+        if images.is_floating_point() and images.numel():
+            low, high = (float(limit) for limit in images.aminmax())
+            if not (low >= IMAGES.low and high <= IMAGES.high):  # so that NaN is refused as well
+                raise DataError(
+                    f"float inputs must lie in [0, 1], without NaN; got values from {low:g} to {high:g} (divide pixels "
+                    "by 255, and put the normalisation inside the model)"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input; [C, H, W] for images."""
+        return tuple(self.images.shape[1:])
+
+    def batches(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `gather` gives for each of ``parts``."""
+        return (self.gather(part, device) for part in parts)
+
     def gather(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images as float32 [B, C, H, W] in [0, 1] and labels int64 [B] for indices int64 [B]; moved as uint8."""
+        """Inputs float32 [B, ...] in [0, 1] and labels int64 [B] for indices int64 [B]; images are moved as uint8."""
         indices = indices.to(self.images.device)
-        images = self.images[indices].to(device, non_blocking=True)
-        return images.float().div_(GREY_LEVELS), self.labels[indices].to(device, non_blocking=True)
+        return as_pixels(self.images[indices], device), self.labels[indices].to(device, non_blocking=True)
 
     def to(self, device: torch.device) -> "TensorSplit":
         """The split on a device, so that gathering moves nothing."""
@@ -59,15 +117,20 @@ class TensorSplit:
         """The first examples; all for None."""
         return TensorSplit(self.images[:count], self.labels[:count])
 
+    def take(self, indices: Tensor) -> "TensorSplit":
+        """The examples with indices int64 [B]."""
+        return TensorSplit(self.images[indices], self.labels[indices])
+
+    def in_memory(self) -> "TensorSplit":
+        """The split itself."""
+        return self
+
     def digest(self) -> str:
         """SHA-256 of shape, images and labels."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().data)
-        digest.update(self.labels.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return split_digest(self.shape, [self.images], self.labels)
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [C] of each channel in [0, 1] pixel units, exact in float64."""
+        """Mean and standard deviation [C] of each channel of uint8 images, in [0, 1] pixel units, exact in float64."""
         levels = torch.arange(GREY_LEVELS + 1, dtype=torch.float64) / GREY_LEVELS
         means, stds = [], []
         for channel in self.images.unbind(1):
@@ -98,22 +161,21 @@ class Dataset:
 
     name: str
     spec: str
-    train: TensorSplit
-    test: TensorSplit
+    train: Split
+    test: Split
     classes: tuple[str, ...]
     like: str | None = None
     note: str | None = None
-    val: TensorSplit | None = None
+    val: Split | None = None
     space: Space = IMAGES
 
     def __post_init__(self) -> None:
         for half, split in (("train", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise DataError(f"{self.spec}: the {half} split is empty")
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if split.shape != self.train.shape:
                 raise DataError(
-                    f"{self.spec}: test images are {list(split.images.shape[1:])}, training images "
-                    f"{list(self.train.images.shape[1:])}"
+                    f"{self.spec}: test images are {list(split.shape)}, training images {list(self.train.shape)}"
                 )
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= len(self.classes):
@@ -122,7 +184,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """[C, H, W] of one image."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.train.shape
         return channels, height, width
 
     def with_validation(self, count: int) -> "Dataset":
@@ -139,12 +201,27 @@ class Dataset:
             )
         order = torch.from_numpy(generator(0, Stream.VALIDATION).permutation(len(self.train)))
         held, kept = order[:count].sort().values, order[count:].sort().values
-        take = self.train
-        return replace(
-            self,
-            train=TensorSplit(take.images[kept], take.labels[kept]),
-            val=TensorSplit(take.images[held], take.labels[held]),
-        )
+        return replace(self, train=self.train.take(kept), val=self.train.take(held))
+
+
+def as_pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Images as float32 in [0, 1] on a device; uint8 is moved as such and divided there."""
+    images = images.to(device, non_blocking=True)
+    return images if images.is_floating_point() else images.float().div_(GREY_LEVELS)
+
+
+def split_digest(shape: tuple[int, ...], images: Iterable[Tensor], labels: Tensor) -> str:
+    """SHA-256 of a split.
+
+    Args:
+        shape: of one input.
+        images: all inputs in order, in parts of any size.
+        labels: int64 [N].
+    """
+    digest = hashlib.sha256(repr((len(labels), *shape)).encode())
+    for part in chain(images, (labels,)):
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def tensor_split(images: np.ndarray, labels: np.ndarray, where: str) -> TensorSplit:

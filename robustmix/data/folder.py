@@ -1,16 +1,18 @@
-"""Image folders: ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``), decoded once into the user's cache."""
+"""Image folders: ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``), decoded once or streamed."""
 
-import hashlib
+import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
-from robustmix.data.dataset import Dataset, TensorSplit
+from robustmix.data.dataset import Dataset, Split, TensorSplit
+from robustmix.data.stream import StreamedSplit, gib, read_image, read_shape, stamps
 from robustmix.errors import DataError, StoreError
 from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
@@ -36,14 +38,18 @@ class FolderFacts(Spec):
     note: str | None = None
 
 
-def load_folder(spec: str, name_or_path: str, root: Path, cache: Path) -> Dataset:
+def load_folder(
+    spec: str, name_or_path: str, root: Path, cache: Path, *, stream: bool | None = None, workers: int = 0
+) -> Dataset:
     """Load an image folder.
 
     Args:
         spec: what the user wrote, for messages.
         name_or_path: a folder under the root, else a path.
         root: the data root.
-        cache: where decoded images are kept.
+        cache: where decoded images and digests are kept.
+        stream: leave the images in their files; None does so if they would fill more than half of the free memory.
+        workers: processes that decode ahead when streaming.
 
     Raises:
         DataError: there is no such folder, its classes or image sizes do not fit, or an image cannot be decoded.
@@ -67,7 +73,16 @@ def load_folder(spec: str, name_or_path: str, root: Path, cache: Path) -> Datase
     if tuple(listings["test"]) != classes:
         odd = sorted(set(listings["test"]) ^ set(classes))
         raise DataError(f"{spec}: the class {odd[0]!r} is not in both {halves['train']} and {halves['test']}")
-    splits = {half: _decoded(listing, cache, spec, half) for half, listing in listings.items()}
+    ordered = {half: _in_order(listing) for half, listing in listings.items()}
+    if stream is None:
+        stream = _too_large(spec, [files for files, _ in ordered.values()])
+    splits: dict[str, Split] = {}
+    for half, (files, labels) in ordered.items():
+        if stream:
+            shape = read_shape(files, spec)
+            splits[half] = StreamedSplit(tuple(files), labels, shape, files[0], spec, cache, workers)
+        else:
+            splits[half] = TensorSplit(_decoded(files, cache, spec, half), labels)
     return Dataset(
         name=facts.name or folder.resolve().name,
         spec=spec,
@@ -95,21 +110,52 @@ def _list_images(folder: Path, spec: str) -> dict[str, list[Path]]:
     return listing
 
 
-def _decoded(listing: dict[str, list[Path]], cache: Path, spec: str, half: str) -> TensorSplit:
-    """All images as one array in one fixed random order, from the cache if these very files were decoded before."""
-    files = [path.absolute() for paths in listing.values() for path in paths]
+def _in_order(listing: dict[str, list[Path]]) -> tuple[list[str], Tensor]:
+    """All files and their labels, int64 [N], in one fixed random order."""
+    files = [str(path.absolute()) for paths in listing.values() for path in paths]
     labels = np.repeat(np.arange(len(listing)), [len(paths) for paths in listing.values()])
     order = generator(0, Stream.FOLDER).permutation(len(files))
-    stamps = (f"{path}\0{(stat := os.stat(path)).st_size}\0{stat.st_mtime_ns}\n" for path in files)
-    cached = cache / f"{hashlib.sha256(''.join(stamps).encode()).hexdigest()[:32]}.npy"
+    return [files[index] for index in order], torch.from_numpy(labels[order].astype(np.int64))
+
+
+def _too_large(spec: str, halves: Sequence[Sequence[str]]) -> bool:
+    """Whether the decoded images would fill more than half of the free memory; says so."""
+    _, height, width = read_shape(halves[0][:1], spec)
+    available = available_memory()
+    size = sum(len(files) for files in halves) * height * width
+    if 3 * size <= available / 2:
+        return False
+    # Only now, because telling that all files are grey takes a look at each.
+    size = sum(len(files) * math.prod(read_shape(files, spec)) for files in halves)
+    if size <= available / 2:
+        return False
+    say(
+        f"{spec}: {gib(size)} decoded are more than half of the free memory ({gib(available)}): images are streamed "
+        "from their files"
+    )
+    return True
+
+
+def available_memory() -> float:
+    """Bytes that can be used now without swapping; all memory where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _decoded(files: list[str], cache: Path, spec: str, half: str) -> Tensor:
+    """All images as one array, from the cache if these very files were decoded before."""
+    cached = cache / f"{stamps(files, spec)[:32]}.npy"
     images = _from_cache(cached)
     if images is None:
-        images = _decode([files[index] for index in order], spec, half)
+        images = _decode(files, spec, half)
         try:
             write_atomically(cached, lambda file: np.save(file, images, allow_pickle=False))
         except StoreError as error:
             say(f"warning: the decoded images cannot be kept for the next time: {error}")
-    return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels[order].astype(np.int64)))
+    return torch.from_numpy(images)
 
 
 def _from_cache(cached: Path) -> np.ndarray | None:
@@ -123,42 +169,21 @@ def _from_cache(cached: Path) -> np.ndarray | None:
     return images
 
 
-def _decode(files: list[Path], spec: str, half: str) -> np.ndarray:
-    """Decode images into uint8 [N, C, H, W]; one channel if every file is grey, else three."""
-    first, _ = _read(files[0], spec)
-    images = np.empty((len(files), *first.shape), dtype=np.uint8)
+def _decode(files: list[str], spec: str, half: str) -> np.ndarray:
+    """Decode images into uint8 [N, C, H, W]."""
+    shape = read_shape(files, spec)
+    images = np.empty((len(files), *shape), dtype=np.uint8)
 
-    def fill(start: int) -> tuple[int, bool]:
-        grey = True
+    def fill(start: int) -> int:
         chunk = files[start : start + CHUNK]
-        for index, path in enumerate(chunk, start):
-            image, is_grey = _read(path, spec)
-            if image.shape != first.shape:
-                raise DataError(
-                    f"{spec}: images differ in size: {files[0]} is {first.shape[2]}x{first.shape[1]}, "
-                    f"{path} is {image.shape[2]}x{image.shape[1]}; resize them to one size first"
-                )
-            images[index] = image
-            grey &= is_grey
-        return len(chunk), grey
+        for index, file in enumerate(chunk, start):
+            images[index] = read_image(file, spec, shape, files[0])
+        return len(chunk)
 
-    all_grey = True
     with (
         Progress(f"decoding {spec} {half}", len(files), "images") as progress,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        for count, grey in pool.map(fill, range(0, len(files), CHUNK)):
-            all_grey &= grey
+        for count in pool.map(fill, range(0, len(files), CHUNK)):
             progress.advance(count)
-    return np.ascontiguousarray(images[:, :1]) if all_grey else images
-
-
-def _read(path: Path, spec: str) -> tuple[np.ndarray, bool]:
-    """One image as uint8 [3, H, W], and whether its file is grey."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut every level above 255 off
-                raise DataError(f"{spec}: {path} has more than 8 bits per channel; convert it first")
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1), image.mode in ("1", "L")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{spec}: {path} cannot be decoded: {error}") from None
+    return images

@@ -33,7 +33,9 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(chosen).expanduser() if chosen else cache_folder()
 
 
-def load_data(spec: str = "digits", root: str | Path | None = None) -> Dataset:
+def load_data(
+    spec: str = "digits", root: str | Path | None = None, *, stream: bool | None = None, workers: int = 0
+) -> Dataset:
     """Load a data set.
 
     Args:
@@ -41,20 +43,27 @@ def load_data(spec: str = "digits", root: str | Path | None = None) -> Dataset:
             ``train/CLASS/`` and ``test/CLASS/`` or ``val/CLASS/``, under the root or anywhere) or ``npz:PATH`` (arrays
             ``x_train``, ``y_train``, ``x_test``, ``y_test``).
         root: the folder with the data; see `data_root`.
+        stream: decode the images of a folder batch by batch instead of keeping them in memory; None does so if they
+            would fill more than half of the free memory.
+        workers: processes that decode ahead when streaming; 0 decodes in this one.
 
     Raises:
-        SpecError: no such data set.
+        SpecError: no such data set, one that cannot be streamed, or a negative number of workers.
         DataError: it cannot be downloaded or read.
     """
+    if workers < 0:
+        raise SpecError(f"workers {workers} must be at least 0")
     kind, colon, rest = spec.partition(":")
     if colon and not rest:
         raise SpecError(f"data {spec!r} names no path; choose from {DATA_CHOICES}")
+    if colon and kind == "folder":
+        return load_folder(spec, rest, data_root(root), cache_folder() / "decoded", stream=stream, workers=workers)
+    if stream:
+        raise SpecError(f"data {spec!r} cannot be streamed; only folder:NAME_OR_PATH can")
     if spec == "digits":
         return _digits()
     if spec in ("cifar10", "cifar100"):
         return _cifar(spec, data_root(root))
-    if colon and kind == "folder":
-        return load_folder(spec, rest, data_root(root), cache_folder() / "decoded")
     if colon and kind == "npz":
         return _npz(spec, Path(rest).expanduser())
     raise SpecError(f"{unknown('data', spec, DATA)}, folder:NAME_OR_PATH, npz:PATH")

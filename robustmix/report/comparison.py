@@ -7,7 +7,8 @@ from typing import Any, Final
 from robustmix.comparability import level, reasons
 from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, sources
 from robustmix.report.material import Material, Result
-from robustmix.report.text import ATTACKS, NBSP, ROLES, budget, interval, method_name, percent
+from robustmix.report.text import NBSP, ROLES, budget, interval, method_name, percent
+from robustmix.spec.attack import ATTACK_TITLES
 
 # Published tables of clean errors that a page shows beside its own; the others repeat them or mix in other things.
 CLEAN_EXPERIMENTS: Final = ("ali-clean", "zhang-fig3a", "zhang-fig3a-corrected")
@@ -129,9 +130,9 @@ def _adversarial(name: str, material: Material) -> list[tuple[Figure, Comparison
         results = []
         for run in runs:
             crafted = run.name if figure.role == "white" else source.name
-            matching = material.find(figure.role, source=crafted, target=run.name, attack=figure.attack)
-            matching = [r for r in matching if figure.steps in (None, r.steps)]
-            at = {r.eps: r for r in matching}
+            matching = material.find(figure.role, source=crafted, target=run.name, attack=figure.attack, plain=True)
+            # Of those that differ in how they were computed, the plainest label comes first.
+            at = {r.eps: r for r in reversed(matching) if figure.steps in (None, r.steps)}
             best = at.get(figure.eps_255 or 0) or at.get(material.evidence.headline_eps)
             results += [best] if best else []
         results = [r for r in results if r.eps == results[0].eps]
@@ -144,7 +145,8 @@ def _clean(name: str, material: Material) -> list[tuple[Figure, Comparison]]:
     data = {material.facts.data, material.facts.like}
     found = []
     for figure in find(experiment=name, role="clean", metric="top1_error", model="preact_resnet18"):
-        results = [r for r in material.find("clean") if material.runs[r.target].recipe.method == figure.method]
+        runs = [name for name, run in material.runs.items() if run.recipe.method == figure.method]
+        results = [r for r in material.find("clean") if r.target in runs]
         if figure.data in data and results:
             found.append((figure, _row(figure, results, material)))
     return found
@@ -152,8 +154,8 @@ def _clean(name: str, material: Material) -> list[tuple[Figure, Comparison]]:
 
 def _row(figure: Figure, results: Sequence[Result], material: Material) -> Comparison:
     facts = measured_facts(results, material) if results else {}
-    at = f", {budget(results[0].eps)}" if results and figure.role != "clean" else ""
-    attack = f" {ATTACKS.get(figure.attack, figure.attack)}" if figure.attack else " error"
+    at = f", {budget(results[0].eps or 0)}" if results and figure.role != "clean" else ""
+    attack = f" {ATTACK_TITLES.get(figure.attack, figure.attack)}" if figure.attack else " error"
     return Comparison(
         role=f"{ROLES[figure.role]}{attack}{at}",
         method=method_name(figure.method),

@@ -47,7 +47,7 @@ STYLE: Final[Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """How one run is drawn: colour by family, dashes and marker by its place in it."""
+    """How one run or model is drawn: colour by family, dashes and marker by its place in it."""
 
     colour: str
     dashes: tuple[float, ...]
@@ -68,13 +68,13 @@ class Drawing:
 
 
 def lines(material: Material) -> dict[str, Line]:
-    """How each run is drawn."""
+    """How each run and model is drawn."""
     found = {}
     for family, names in enumerate(material.families.values()):
         for place, name in enumerate(names):
             mark = MARKERS[place % len(MARKERS)]
             found[name] = Line(COLOURS[family % len(COLOURS)], DASHES[place % len(DASHES)], mark)
-    return {name: found[name] for name in material.runs}
+    return {name: found[name] for name in material.names}
 
 
 def key(name: str, line: Line) -> str:
@@ -94,7 +94,7 @@ def themed(colour: str) -> str:
 
 
 def eps_curves(material: Material) -> list[Drawing]:
-    """Error against budget: a panel per attack and role; transfer has one per family of sources.
+    """Error against budget: a panel per attack that has one and role; transfer has one per family of sources.
 
     A transfer line is the mean over the sources of the family, without the target itself; its band reaches from the
     lowest lower to the highest upper end of the Wilson intervals that it averages.
@@ -129,7 +129,7 @@ def _panel(
     name: str, title: str, results: Sequence[Result], clean: dict[str, Result], drawn: dict[str, Line]
 ) -> Drawing:
     targets = [target for target in drawn if any(r.target == target for r in results)]
-    budgets = sorted({result.eps for result in results})
+    budgets = sorted({result.eps for result in results if result.eps is not None})
     words = []
 
     def draw(axes: Axes) -> None:
@@ -163,11 +163,13 @@ def _panel(
 
 def _matrix(name: str, title: str, results: Sequence[Result], material: Material) -> Drawing:
     by_pair = {(r.source, r.target): r for r in results}
-    sources = [run for run in material.runs if any(r.source == run for r in results)]
-    targets = [run for run in material.runs if any(r.target == run for r in results)]
+    sources = [name for name in material.names if any(r.source == name for r in results)]
+    targets = [name for name in material.names if any(r.target == name for r in results)]
     crowded = max(map(len, targets)) > 9
     margin = 0.3 + 0.085 * max(map(len, sources)), 0.38 + (0.05 * max(map(len, targets)) if crowded else 0)
-    width, height = margin[0] + 0.72 * len(targets), margin[1] + 0.42 * len(sources)
+    width, height = margin[0] + 0.72 * len(targets) + 0.12, margin[1] + 0.42 * len(sources)
+    # The last of the slanted names reaches beyond its column.
+    beside = max(0, 0.058 * len(targets[-1]) - 0.35) if crowded else 0
 
     def draw(axes: Axes) -> None:
         for row, source in enumerate(sources):
@@ -201,8 +203,9 @@ def _matrix(name: str, title: str, results: Sequence[Result], material: Material
             rows.append(f"Crafted on {source}: {errors}")
         return ". ".join(rows)
 
-    left, top = (margin[0] + 0.12) / (width + 0.12), margin[1] / height
-    return Drawing(title, _svg(name, title, words, (width + 0.12, height), (left, 0.01, 0.99, 1 - top), draw))
+    total = width + beside
+    box = (margin[0] + 0.12) / total, 0.01, 0.99 * width / total, 1 - margin[1] / height
+    return Drawing(title, _svg(name, title, words, (total, height), box, draw))
 
 
 def _spaced(budgets: Sequence[float]) -> list[float]:

@@ -1,17 +1,23 @@
 """A report's evidence as the page needs it: one result per cell and pair of names, in the order of the page."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from robustmix.report.evidence import Evidence, load, load_cells
-from robustmix.report.text import ATTACKS, ROLES, budget, method_name
+from robustmix.report.text import ROLES, method_name
+from robustmix.spec.attack import attack_label
+from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import Cell
-from robustmix.store.results import results_table
+from robustmix.store.examples import by_sweep, crafted, id_of
+from robustmix.store.results import Bearer, ForeignModel, attack_columns, clean_cell, results_table
 from robustmix.store.runs import Run
+from robustmix.store.sweeps import Sweep, attack_id, sweeps
+
+# What publications mean by an attack's name alone.
+PLAIN: Final = {"norm": "linf", "loss": "ce", "restarts": 1, "labels": "true", "precision": "32"}
 
 
 @dataclass(frozen=True)
@@ -20,21 +26,26 @@ class Result:
 
     Attributes:
         role: ``clean``, ``white`` or ``transfer``.
-        source: run that crafted; None for clean inputs.
-        target: run that was scored.
+        source: run or model that crafted; None for clean inputs.
+        target: run or model that was scored.
         attack: name in results.
-        label: the attack in words, without its budget: ``I-FGSM, 10 steps``.
+        label: the attack in words, without its budget, as its sweep is called: ``I-FGSM, 10 steps``.
+        alone: the same as this cell alone would be called: ``I-FGSM, 5 steps of 1/255``.
+        plain: whether it is the attack that publications mean by its name.
         norm: of the budget.
-        steps: gradients.
-        step: length of one.
-        eps: budget; 0 for clean inputs.
+        steps: gradients, or a foreign attack's iterations.
+        step: length of one; 0 if there is none.
+        eps: budget; 0 for clean inputs, None for an attack that looks for the smallest perturbation.
         n: test examples.
         error: share of them that is classified wrongly.
         low: lower end of its 95 % Wilson interval.
         high: upper end.
+        rounded: error on the images rounded to 8 bits; None if none were kept.
         clean_error: the target's error without an attack.
         success: share of the initially correct that is now wrong; None for clean inputs.
-        share: largest perturbation as a share of the budget; None for clean inputs.
+        share: largest perturbation as a share of the budget; None where there is no budget.
+        median: length of the perturbation that breaks half of the examples, infinite if none does; None for attacks
+            with a budget and under transfer.
         forward: passes per example of the unit that the cell was computed in.
         backward: passes per example of the unit that the cell was computed in.
     """
@@ -44,42 +55,50 @@ class Result:
     target: str
     attack: str
     label: str
+    alone: str
+    plain: bool
     norm: str
     steps: int
     step: float
-    eps: float
+    eps: float | None
     n: int
     error: float
     low: float
     high: float
+    rounded: float | None
     clean_error: float
     success: float | None
     share: float | None
-    forward: int
-    backward: int
+    median: float | None
+    forward: float
+    backward: float
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Self:
+    def of(cls, row: dict[str, Any], label: str) -> Self:
         """One row of the table."""
         return cls(
             role=row["role"],
             source=row["source"] if isinstance(row["source"], str) else None,
             target=row["target"],
             attack=row["attack"],
-            label=attack_label(row),
+            label=label,
+            alone=attack_label(row),
+            plain=all(row[key] == usual for key, usual in PLAIN.items()),
             norm=row["norm"],
             steps=int(row["steps"]),
             step=float(row["step_255"]),
-            eps=float(row["eps_255"]),
+            eps=_number(row["eps_255"]),
             n=int(row["n"]),
             error=float(row["error"]),
             low=float(row["error_low"]),
             high=float(row["error_high"]),
+            rounded=_number(row["error_uint8"]),
             clean_error=float(row["clean_error"]),
             success=_number(row["success"]),
             share=_number(row["delta_max"]),
-            forward=int(row["forward"]),
-            backward=int(row["backward"]),
+            median=_number(row["norm_median_255"]),
+            forward=float(row["forward"]),
+            backward=float(row["backward"]),
         )
 
 
@@ -90,13 +109,18 @@ class Material:
     Attributes:
         evidence: of the report.
         runs: by name, in the order of the evidence.
+        models: of others, by name.
         cells: of the report.
-        results: clean, white box, transfer; then by source, attack, budget and target.
+        known: the sweeps of every attack, by `robustmix.store.sweeps.attack_id`.
+        results: clean, white box, transfer; then by source, attack, budget and target. A cell that belongs to two
+            sweeps is there once for each.
     """
 
     evidence: Evidence
     runs: dict[str, Run]
+    models: dict[str, ForeignModel]
     cells: tuple[Cell, ...]
+    known: dict[str, tuple[Sweep, ...]]
     results: tuple[Result, ...]
 
     @classmethod
@@ -104,24 +128,34 @@ class Material:
         """Read a report's folder."""
         evidence = load(folder)
         runs = {record.name: record.as_run() for record in evidence.runs}
+        models = {record.name: ForeignModel(record.name, record.weights) for record in evidence.models}
         cells = load_cells(folder, evidence)
-        table = results_table(cells, runs.values())
-        rank = {name: number for number, name in enumerate(runs)}
+        table = results_table(cells, [*runs.values(), *models.values()])
+        rank = {name: number for number, name in enumerate([*runs, *models])}
         roles = list(ROLES)
 
         def order(result: Result) -> tuple[Any, ...]:
             source = rank[result.source] if result.source else -1
-            return roles.index(result.role), source, result.label, result.eps, rank[result.target]
+            place = roles.index(result.role), source, result.label, result.eps or 0, rank[result.target]
+            return *place, result.alone
 
-        found = (Result.of({str(key): value for key, value in row.items()}) for row in table.to_dict("records"))
+        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+        known = sweeps(attack_columns(cell.identity) for cell in cells)
+        found = (
+            Result.of(row, sweep.label if row["role"] != "clean" else "clean")
+            for row in rows
+            for sweep in known[attack_id(row)]
+        )
         wanted = (
             result
             for result in found
             if result.target in evidence.targets and (result.source is None or result.source in evidence.sources)
         )
-        # Cells of several batch sizes have a clean cell each; one is enough to read.
-        unique = {(r.role, r.source, r.target, r.label, r.eps): r for r in sorted(wanted, key=order)}
-        return cls(evidence, runs, tuple(cells), tuple(unique.values()))
+        # Cells of several batch sizes have a clean cell each, compiled models another; one is enough to read.
+        unique: dict[tuple[object, ...], Result] = {}
+        for result in sorted(wanted, key=order):
+            unique.setdefault((result.role, result.source, result.target, result.label, result.eps), result)
+        return cls(evidence, runs, models, tuple(cells), known, tuple(unique.values()))
 
     def find(self, role: str, **criteria: object) -> list[Result]:
         """The results of a role whose fields equal the given values."""
@@ -134,16 +168,37 @@ class Material:
         return next(cell.facts for cell in self.cells if cell.identity.source is None)
 
     @cached_property
+    def names(self) -> list[str]:
+        """Of all runs, then of all models of others."""
+        return [*self.runs, *self.models]
+
+    @cached_property
     def attacks(self) -> list[str]:
-        """The attacks in words, single-step ones first."""
-        attacked = [result for result in self.results if result.source]
-        return list(dict.fromkeys(r.label for r in sorted(attacked, key=lambda r: (r.steps, r.label))))
+        """The attacks that have a budget in words, simple ones first; of one made faster too the exact one."""
+        place: dict[str, tuple[int, int, str]] = {}
+        for r in self.results:
+            if r.source and r.eps is not None and r.label not in self._faster:
+                kind = ATTACKS.index(r.attack)
+                place[r.label] = max(place.get(r.label, (0, 0, "")), (kind, r.steps, r.label))
+        return sorted(place, key=lambda label: place[label])
+
+    @cached_property
+    def _faster(self) -> set[str]:
+        """The attacks in bf16 or on compiled models that were also made in float32 without compiling."""
+        alone: dict[str, bool] = {}
+        for cell in self.cells:
+            exact = exact_id(cell)
+            is_twin = exact != id_of(cell) and exact in self.known
+            for sweep in self.known[id_of(cell)]:
+                alone[sweep.label] = alone.get(sweep.label, False) or not is_twin
+        return {label for label, is_alone in alone.items() if not is_alone}
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
         """Names of runs by what sets them apart but the seed, in the order of the evidence.
 
-        A family is called by its method where that is unambiguous, else by its runs' common name.
+        A family is called by its method where that is unambiguous, else by its runs' common name. A model of somebody
+        else's is a family of its own.
         """
         recipes: dict[str, set[str]] = {}
         for run in self.runs.values():
@@ -153,36 +208,57 @@ class Material:
             method = run.recipe.method
             name = method_name(method) if len(recipes[method]) == 1 else run.group
             found.setdefault(name, []).append(run.name)
-        return found
+        return found | {name: [name] for name in self.models}
 
     @cached_property
     def family_of(self) -> dict[str, str]:
-        """The family of each run."""
+        """The family of each run and model."""
         return {name: family for family, names in self.families.items() for name in names}
 
     def headline(self, label: str) -> float | None:
-        """The budget of the page's head, if an attack was made at it."""
-        budgets = {result.eps for result in self.results if result.label == label}
-        return next((eps for eps in budgets if math.isclose(eps, self.evidence.headline_eps)), None)
+        """The budget at which an attack is shown where only one is: the page's own, if it was made at it.
+
+        The page's own is mostly one in L-infinity. An attack in another norm that has not been made at it is shown at
+        the middle one of its budgets.
+        """
+        budgets = {result.eps: result.norm for result in self.results if result.label == label and result.eps}
+        wanted = self.evidence.headline_eps
+        if wanted and (same := [eps for eps in budgets if math.isclose(eps, wanted)]):
+            return same[0]
+        others = sorted(eps for eps, norm in budgets.items() if norm != "linf")
+        return others[(len(others) - 1) // 2] if others else None
+
+    @cached_property
+    def by_key(self) -> dict[str, Cell]:
+        """The cells by their keys."""
+        return {cell.key: cell for cell in self.cells}
+
+    def clean(self, cell: Cell) -> Cell:
+        """The cell of the same target without an attack."""
+        return clean_cell(cell, self.by_key)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights of each run and model."""
+        bearers: list[Bearer] = [*self.runs.values(), *self.models.values()]
+        return {bearer.name: bearer.weights or "" for bearer in bearers}
+
+    def white(self, name: str) -> dict[str, Cell]:
+        """The white-box cells of a run or model, by `robustmix.store.examples.id_of`."""
+        return crafted(self.cells, self.weights[name], self.weights[name])
+
+    def swept(self, name: str) -> dict[str, list[Cell]]:
+        """The white-box cells of a run or model by attack in words, budgets ascending."""
+        return {sweep.label: cells for sweep, cells in by_sweep(self.white(name).values(), self.known).items()}
+
+    def label(self, cell: Cell) -> str:
+        """The attack of a cell in words, without its budget."""
+        return self.known[id_of(cell)][0].label
 
 
-def attack_label(row: dict[str, Any]) -> str:
-    """An attack in words, without its budget; says all that is not usual."""
-    name = ATTACKS.get(row["attack"], row["attack"])
-    parts = [name]
-    if row["attack"] not in ("fgsm", "clean"):
-        equal = math.isclose(row["steps"] * row["step_255"], row["eps_255"])
-        parts.append(f"{row['steps']} steps" + ("" if equal else f" of {budget(row['step_255'])}"))
-    unusual: dict[str, tuple[object, Callable[[Any], str]]] = {
-        "norm": ("linf", lambda value: f"norm {value}"),
-        "loss": ("ce", lambda value: f"loss {value}"),
-        "restarts": (1, lambda value: f"{value} restarts"),
-        "labels": ("true", lambda value: f"{value} labels"),
-        "precision": ("32", str),
-        "impl": ("robustmix", lambda value: f"by {value}"),
-    }
-    parts += [write(row[key]) for key, (usual, write) in unusual.items() if row[key] != usual]
-    return ", ".join(parts)
+def exact_id(cell: Cell) -> str:
+    """The id that a cell's attack has in float32 without compiling."""
+    return attack_id({**attack_columns(cell.identity), "precision": "32", "compiled": False})
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustmix.report import comparison, tables, words
+from robustmix.report import checks, comparison, glossary, robustness, tables, words
 from robustmix.report.evidence import Evidence
 from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
 from robustmix.report.material import Material
@@ -52,20 +52,26 @@ def render(folder: Path) -> Path:
         marks=comparison.marks(compared),
         sources=comparison.cited(compared),
         families=list(material.families),
-        headline=budget(material.evidence.headline_eps),
         means=[
-            (label, tables.headline_table(material, label))
+            (f"{label} at {budget(eps)}", tables.headline_table(material, label))
             for label in material.attacks
-            if material.headline(label) is not None
+            if (eps := material.headline(label)) is not None
         ],
         legend=[(name, material.family_of[name], Markup(key(name, line))) for name, line in drawn.items()],
         curves=_safe(eps_curves(material)),
         matrices=_safe(transfer_matrices(material)),
-        results=tables.result_rows(material),
+        breaking=[table for table in robustness.breaking_tables(material) if table.rows],
+        worst=robustness.worst_cases(material),
+        gradients=checks.gradients(material),
+        saturated=checks.saturated(material),
+        faster=checks.faster(material),
+        rounded=checks.rounded(material),
+        results=tables.results_table(material),
         training=tables.training_rows(material),
         facts=tables.provenance(material),
         runs=list(material.runs.values()),
-        attacks=material.attacks,
+        models=list(material.models.values()),
+        terms=glossary.terms(material),
         name=folder.name,
         report_command=_report_command(folder.name, material.evidence),
     )

@@ -4,27 +4,21 @@ Without torch the data cannot be loaded to compute their digest, so cells are ma
 and the data set's name; all cells of one report are on the same test examples.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from robustmix.errors import SpecError, StoreError
-from robustmix.spec.suite import AttackSpec, Suite
+from robustmix.errors import StoreError
+from robustmix.spec.attack import FOREIGN_STEPS, ITERATED, AttackSpec, Course
+from robustmix.spec.suite import Suite
+from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellIdentity
-from robustmix.store.runs import Run
+from robustmix.store.examples import id_of, is_of, one_data_set, one_test_set, preferred
+from robustmix.store.results import Bearer, attack_columns
+from robustmix.store.sweeps import Sweep, exactly, sweeps
 from robustmix.units import format_budget
-
-# What a suite leaves at its default in every cell's identity.
-PLAIN = {
-    "restarts": 1,
-    "norm": "linf",
-    "loss": "ce",
-    "labels": "true",
-    "seed": 0,
-    "precision": "32",
-    "impl": "robustmix",
-}
 
 
 @dataclass(frozen=True)
@@ -34,9 +28,9 @@ class Choice:
     Attributes:
         data: the data set's spec.
         like: the well-known data set that it resembles.
-        sources: names of the runs that craft, in order.
-        targets: names of the runs that are scored, in order.
-        runs: all of them.
+        sources: names of the runs and models that craft, in order.
+        targets: names of those that are scored, in order.
+        bearers: all of them.
         cells: the attacked and the clean ones.
         commands: that compute them.
     """
@@ -45,7 +39,7 @@ class Choice:
     like: str | None
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    runs: tuple[Run, ...]
+    bearers: tuple[Bearer, ...]
     cells: tuple[Cell, ...]
     commands: tuple[str, ...]
 
@@ -54,10 +48,11 @@ def choose_suite(
     cells: Iterable[Cell],
     suite: Suite,
     suite_name: str | None,
-    runs: dict[str, Run],
-    sources: list[str],
-    targets: list[str],
+    bearers: dict[str, Bearer],
+    sources: Sequence[str],
+    targets: Sequence[str],
     data: str,
+    like: str | None,
     inputs: str | None,
 ) -> Choice:
     """The cells that a suite asks for.
@@ -66,79 +61,78 @@ def choose_suite(
         cells: of the workspace.
         suite: with its attacks, budgets and limit.
         suite_name: of the suite.
-        runs: its sources and targets by name.
-        sources: names of the runs that craft.
-        targets: names of the runs that are scored.
+        bearers: its sources and targets by name.
+        sources: names of the runs and models that craft.
+        targets: names of those that are scored.
         data: the data set's spec.
+        like: the well-known data set that it resembles, where no cell says it.
         inputs: SHA-256 of the test examples, if it is known.
 
     Raises:
         StoreError: a cell is missing; names the command that computes it.
         SpecError: the data set was attacked with different test examples.
     """
-    weights = {run.weights for run in runs.values()}
+    weights = {bearer.weights for bearer in bearers.values()}
     ours = [cell for cell in cells if cell.identity.target in weights]
-    ours = _one_test_set(ours, data, suite.limit, inputs)
-    like = ours[0].facts.like if ours else next((run.facts.like for run in runs.values() if run.facts), None)
-    command = _attack_command(suite_name, suite, sources, targets, data)
+    if inputs is not None:
+        ours = [cell for cell in ours if cell.identity.inputs == inputs]
+    else:
+        ours = one_test_set([cell for cell in ours if is_of(cell, data)], data, suite.limit)
+    like = ours[0].facts.like if ours else like
 
-    wanted: list[tuple[Run | None, AttackSpec | None, float, Run]] = []
-    wanted += [(None, None, 0.0, runs[target]) for target in targets]
+    wanted: list[tuple[str | None, AttackSpec | None, Course, str]] = []
+    wanted += [(None, None, Course(0, 0, 0), target) for target in targets]
     wanted += [
-        (runs[source], spec, eps, runs[target])
+        (source, spec, course, target)
         for source in sources
         for spec in suite.attack
-        for eps in spec.at(like).eps or ()
+        for course in spec.courses(like)
         for target in targets
     ]
     chosen: list[Cell] = []
     missing: list[str] = []
     by_pair: dict[tuple[str | None, str], list[Cell]] = {}
-    for cell in _preferred(ours):
+    for cell in preferred(ours):
         by_pair.setdefault((cell.identity.source, cell.identity.target), []).append(cell)
-    for source, spec, eps, target in wanted:
-        pair = (source.weights if source else None, target.weights or "")
-        found = [cell for cell in by_pair.get(pair, []) if _matches(cell.identity, spec, eps)]
+    for source, spec, course, target in wanted:
+        pair = (bearers[source].weights if source else None, bearers[target].weights or "")
+        found = [cell for cell in by_pair.get(pair, []) if _matches(cell.identity, spec, course)]
         if not found:
-            missing.append(_describe(source, spec, eps, target))
+            missing.append(_describe(source, spec, course, target))
         elif source is not None:  # each attacked cell brings the clean one that belongs to it
             chosen.append(found[0])
+    commands = _suite_commands(suite_name, suite, sources, targets, data, like)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        command = " && ".join(commands)
         raise StoreError(f"no cell for {missing[0]} on {data}{more}; compute what is missing with: {command}")
     every = _with_clean(chosen, ours)
-    return Choice(data, like, tuple(sources), tuple(targets), tuple(runs.values()), every, (command,))
+    return Choice(data, like, tuple(sources), tuple(targets), tuple(bearers.values()), every, commands)
 
 
-def choose_unbound(cells: Iterable[Cell], runs: Sequence[Run], data: str | None, inputs: str | None) -> Choice:
-    """Every cell between runs of a workspace, on one data set.
+def choose_unbound(cells: Iterable[Cell], bearers: Sequence[Bearer], data: str | None, inputs: str | None) -> Choice:
+    """Every cell between runs of a workspace and models of others, on one data set.
 
     Raises:
         SpecError: there are several data sets to choose from, or different test examples.
         StoreError: there is no such cell.
     """
-    weights = {run.weights for run in runs if run.weights}
+    weights = {bearer.weights for bearer in bearers if bearer.weights}
     attacked = [cell for cell in cells if cell.identity.source in weights and cell.identity.target in weights]
-    specs = sorted({cell.facts.data_spec for cell in attacked})
-    if data is not None and attacked and not any(_is_of(cell, data) for cell in attacked):
-        raise SpecError(f"--data {data!r}: the workspace has cells of {', '.join(specs)}")
-    if data is None and len(specs) > 1:
-        raise SpecError(f"the workspace has cells of several data sets: choose with --data from {', '.join(specs)}")
-    ours = [cell for cell in attacked if data is None or _is_of(cell, data)]
-    if not ours:
+    if not attacked:
         raise StoreError("there are no cells to report; make some with: robustmix attack --source RUN --target RUN")
-    data = data or specs[0]
-    ours = _one_test_set(ours, data, None, inputs)
-    best: dict[tuple[object, ...], Cell] = {}
-    for cell in _preferred(ours):
+    data, ours = one_data_set(attacked, data)
+    ours = [c for c in ours if c.identity.inputs == inputs] if inputs else one_test_set(ours, data)
+    best: dict[str, Cell] = {}
+    for cell in preferred(ours):
         fields = cell.identity.model_dump(exclude={"batch_size", "attack_version"})
-        best.setdefault(tuple(fields.values()), cell)
+        best.setdefault(json.dumps(fields, sort_keys=True), cell)
     chosen = list(best.values())
     crafted = {cell.identity.source for cell in chosen}
     scored = {cell.identity.target for cell in chosen}
-    sources = tuple(run.name for run in runs if run.weights in crafted)
-    targets = tuple(run.name for run in runs if run.weights in scored)
-    involved = tuple(run for run in runs if run.weights in crafted | scored)
+    sources = tuple(bearer.name for bearer in bearers if bearer.weights in crafted)
+    targets = tuple(bearer.name for bearer in bearers if bearer.weights in scored)
+    involved = tuple(bearer for bearer in bearers if bearer.weights in crafted | scored)
     return Choice(
         data,
         ours[0].facts.like,
@@ -150,50 +144,21 @@ def choose_unbound(cells: Iterable[Cell], runs: Sequence[Run], data: str | None,
     )
 
 
-def _is_of(cell: Cell, data: str) -> bool:
-    return data in (cell.facts.data_spec, cell.facts.data)
-
-
-def _one_test_set(cells: list[Cell], data: str, limit: int | None, inputs: str | None) -> list[Cell]:
-    """The cells on one set of test examples: the given one, that of ``limit`` examples, else the largest."""
-    if inputs is not None:
-        return [cell for cell in cells if cell.identity.inputs == inputs]
-    cells = [cell for cell in cells if _is_of(cell, data)]
-    sizes = {cell.identity.inputs: cell.rows.num_rows for cell in cells}
-    # A limit beyond the test set's size takes all of it.
-    if limit is not None and max(sizes.values(), default=0) >= limit:
-        sizes = {digest: size for digest, size in sizes.items() if size == limit}
-    largest = sorted(digest for digest, size in sizes.items() if size == max(sizes.values()))
-    if len(largest) > 1:
-        digests = ", ".join(digest[:12] for digest in largest)
-        raise SpecError(
-            f"{data} was attacked with {len(largest)} different sets of {sizes[largest[0]]} test examples "
-            f"(inputs {digests}): its files have changed in between; delete the cells of the old ones"
-        )
-    return [cell for cell in cells if cell.identity.inputs in largest]
-
-
-def _preferred(cells: list[Cell]) -> list[Cell]:
-    """Cells in the order in which to choose among those that differ by batch size or attack version only."""
-    sizes = [cell.identity.batch_size for cell in cells]
-    common = max(sorted(set(sizes), reverse=True), key=sizes.count, default=0)
-
-    def order(cell: Cell) -> tuple[bool, int, int, str]:
-        identity = cell.identity
-        return identity.batch_size != common, -identity.attack_version, -identity.batch_size, cell.key
-
-    return sorted(cells, key=order)
-
-
-def _matches(identity: CellIdentity, spec: AttackSpec | None, eps: float) -> bool:
+def _matches(identity: CellIdentity, spec: AttackSpec | None, course: Course) -> bool:
     if spec is None:
         return True
     return (
         identity.attack == spec.name
-        and identity.steps == spec.iterations
-        and math.isclose(identity.eps_255, eps)
-        and math.isclose(identity.step_255, spec.step_at(eps))
-        and all(getattr(identity, key) == value for key, value in PLAIN.items())
+        and (identity.eps_255 is None) == (course.eps is None)
+        and math.isclose(identity.eps_255 or 0, course.eps or 0)
+        and identity.norm == spec.metric
+        and identity.steps == course.steps
+        and math.isclose(identity.step_255, course.step)
+        and identity.options == spec.options
+        and all(
+            getattr(identity, key) == getattr(spec, key)
+            for key in ("loss", "restarts", "labels", "seed", "precision", "impl", "compiled")
+        )
     )
 
 
@@ -203,45 +168,64 @@ def _with_clean(chosen: list[Cell], cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple({cell.key: cell for cell in [*chosen, *filter(None, clean)]}.values())
 
 
-def _describe(source: Run | None, spec: AttackSpec | None, eps: float, target: Run) -> str:
+def _describe(source: str | None, spec: AttackSpec | None, course: Course, target: str) -> str:
     if source is None or spec is None:
-        return f"{target.name} on clean inputs"
-    steps = f" of {spec.iterations} steps" if spec.iterations > 1 else ""
-    return f"{target.name} under {spec.name}{steps} at {format_budget(eps)}/255 crafted on {source.name}"
+        return f"{target} on clean inputs"
+    steps = f" of {course.steps} steps" if course.steps > 1 else ""
+    budget = f" at {format_budget(course.eps)}/255" if course.eps is not None else ""
+    return f"{target} under {spec.name}{steps}{budget} crafted on {source}"
 
 
 def _commands(cells: Sequence[Cell], data: str, sources: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
-    """The commands that compute attacked cells: one per attack, step rule and batch size."""
-    groups: dict[tuple[str, int, float | None, int, int], set[float]] = {}
+    """The commands that compute attacked cells: one per attack, rule for its steps and batch size."""
+    known = sweeps(attack_columns(cell.identity) for cell in cells)
+    groups: dict[tuple[Sweep, int, int], list[CellIdentity]] = {}
     for cell in cells:
-        at = cell.identity
-        equal = math.isclose(at.step_255, at.eps_255 / at.steps)
-        group = (at.attack, at.steps, None if equal else at.step_255, at.batch_size, cell.rows.num_rows)
-        groups.setdefault(group, set()).add(at.eps_255)
+        group = (known[id_of(cell)][0], cell.identity.batch_size, cell.rows.num_rows)
+        groups.setdefault(group, []).append(cell.identity)
     commands = []
-    for (attack, steps, step, batch_size, examples), budgets in sorted(groups.items(), key=repr):
-        words = ["robustmix", "attack", "--data", data, "--source", *sources, "--target", *targets, "--attack", attack]
-        words += ["--eps", *map(_option, sorted(budgets))]
-        words += ["--steps", str(steps)] if steps > 1 else []
-        words += ["--step-size", _option(step)] if step is not None else []
+    for (sweep, batch_size, examples), identities in sorted(groups.items(), key=lambda item: repr(item[0])):
+        spec = _spec(identities[0], sweep, {one.eps_255 for one in identities if one.eps_255 is not None})
+        words = _command(spec, sources, targets, data)
         commands.append(shlex.join([*words, "--limit", str(examples), "--batch-size", str(batch_size)]))
     return tuple(commands)
 
 
-def _attack_command(suite_name: str | None, suite: Suite, sources: list[str], targets: list[str], data: str) -> str:
-    flags = [f"--data {shlex.quote(data)}"]
+def _spec(identity: CellIdentity, sweep: Sweep, budgets: set[float]) -> AttackSpec:
+    """The attack that cells were made by, with those fields set that say more than what is usual."""
+    usual = AttackSpec(name=identity.attack)  # type: ignore[arg-type]
+    own = {key: getattr(identity, key) for key in ("loss", "restarts", "labels", "seed", "precision", "impl")}
+    own |= {"norm": identity.norm, "compiled": identity.compiled, **identity.options}
+    defaults = usual.model_dump() | {"norm": usual.metric, **usual.options}
+    fields: dict[str, object] = {"eps": [exactly(eps) for eps in sorted(budgets)]} if budgets else {}
+    if identity.attack in ITERATED or sweep.steps != FOREIGN_STEPS.get(identity.attack, sweep.steps):
+        fields |= {key: value for key, value in (("steps", sweep.steps), ("step", sweep.step)) if value is not None}
+    fields |= {key: value for key, value in own.items() if value != defaults[key]}
+    return validate(AttackSpec, {"name": identity.attack, **fields})
+
+
+def _command(spec: AttackSpec, sources: Sequence[str], targets: Sequence[str], data: str) -> list[str]:
+    """The words of the command that makes an attack."""
+    words = ["robustmix", "attack", "--data", data, "--source", *sources, "--target", *targets, "--attack", spec.name]
+    flags = {"step": "--step-size", "compiled": "--compile"}
+    for key in AttackSpec.model_fields:
+        value = getattr(spec, key)
+        if key == "name" or key not in spec.model_fields_set or value is None or value is False:
+            continue
+        words.append(flags.get(key, f"--{key}"))
+        if key == "eps":
+            words += map(exactly, value)
+        elif key != "compiled":
+            is_length = key == "step" and isinstance(value, float)
+            words.append(exactly(value) if is_length else str(value).removesuffix(".0"))
+    return words
+
+
+def _suite_commands(
+    suite_name: str | None, suite: Suite, sources: Sequence[str], targets: Sequence[str], data: str, like: str | None
+) -> tuple[str, ...]:
+    limit = [] if suite.limit is None else ["--limit", str(suite.limit)]
     if suite_name is not None:
-        flags.insert(0, f"--suite {shlex.quote(suite_name)}")
-    else:
-        flags += [f"--source {shlex.join(sources)}", f"--target {shlex.join(targets)}"]
-        flags.append(f"--attack {' '.join(sorted({spec.name for spec in suite.attack}))}")
-        budgets = sorted({eps for spec in suite.attack for eps in spec.eps or ()})
-        flags += [f"--eps {' '.join(map(_option, budgets))}"] if budgets else []
-    if suite.limit is not None:
-        flags.append(f"--limit {suite.limit}")
-    return f"robustmix attack {' '.join(flags)}"
-
-
-def _option(eps: float) -> str:
-    exact = str(eps).removesuffix(".0")
-    return exact if eps >= 1 else f"{exact}/255"
+        return (shlex.join(["robustmix", "attack", "--suite", suite_name, "--data", data, *limit]),)
+    more = [*(["--normalize", suite.normalize] if suite.normalize else []), *limit]
+    return tuple(shlex.join([*_command(spec.at(like), sources, targets, data), *more]) for spec in suite.attack)

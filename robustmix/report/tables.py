@@ -1,10 +1,43 @@
 """The page's tables of measured figures as plain rows; the template only lays them out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from robustmix.report.material import Material
-from robustmix.report.text import NONE, ROLES, budget, interval, join_names, method_name, percent, plural, spread
+from robustmix.report.material import Material, Result
+from robustmix.report.text import (
+    NONE,
+    ROLES,
+    budget,
+    interval,
+    join_names,
+    length,
+    method_name,
+    passes,
+    percent,
+    plural,
+    spread,
+)
+from robustmix.store.cells import Cell, CellIdentity
 from robustmix.store.runs import Run
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is laid out as it is.
+
+    Attributes:
+        caption: what it shows.
+        header: headings of the columns.
+        rows: their texts.
+        texts: how many columns, from the left, hold words; the others hold numbers.
+        naming: the column that names a row.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+    texts: int
+    naming: int = 0
 
 
 def headline_table(material: Material, label: str) -> list[tuple[str, list[tuple[str, str, str] | None]]]:
@@ -22,13 +55,35 @@ def headline_table(material: Material, label: str) -> list[tuple[str, list[tuple
             mean = sum(errors) / len(errors) if errors else 0
             cells.append((percent(mean), spread(errors), plural(len(errors), noun)) if errors else None)
         if any(cells):
-            rows.append((f"a run of {source}" if crafters else source, cells))
+            named = crafters and source not in material.models
+            rows.append((f"a run of {source}" if named else source, cells))
     return rows
 
 
 def training_rows(material: Material) -> list[dict[str, str]]:
-    """A row per run: what it was asked to be and how it ended."""
-    return [_training(run) for run in material.runs.values()]
+    """A row per run: what it was asked to be and how it ended; for models of others, that nobody knows."""
+    rows = [_training(run) for run in material.runs.values()]
+    empty = dict.fromkeys(TRAINING, NONE)
+    return rows + [empty | {"name": name, "method": "not trained by robustmix"} for name in material.models]
+
+
+TRAINING = (
+    "alpha",
+    "seed",
+    "model",
+    "width",
+    "parameters",
+    "examples",
+    "epochs",
+    "batch",
+    "lr",
+    "schedule",
+    "decay",
+    "augment",
+    "train_error",
+    "train_error_mixed",
+    "test_error",
+)
 
 
 def _training(run: Run) -> dict[str, str]:
@@ -58,26 +113,33 @@ def _training(run: Run) -> dict[str, str]:
     }
 
 
-def result_rows(material: Material) -> list[list[str]]:
-    """Every result as texts, in the order of the columns of the page's last table."""
-    return [
-        [
-            ROLES[r.role],
-            r.source or NONE,
-            r.target,
-            r.label.split(",")[0] if r.source else NONE,
-            str(r.steps) if r.source else NONE,
-            budget(r.step) if r.source else NONE,
-            budget(r.eps) if r.source else "0",
-            percent(r.error),
-            interval(r.low, r.high),
-            percent(r.clean_error),
-            percent(r.success),
-            percent(r.share),
-            f"{r.forward} + {r.backward}",
-        ]
-        for r in material.results
-    ]
+def results_table(material: Material) -> Table:
+    """Every result; columns that say nothing here are left out."""
+    results = material.results
+    columns = {
+        "Role": [ROLES[r.role] for r in results],
+        "Source": [r.source or NONE for r in results],
+        "Target": [r.target for r in results],
+        "Attack": [r.alone if r.source else NONE for r in results],
+        "Step": [budget(r.step) if r.step else NONE for r in results],
+        "Budget": [_budget(r) for r in results],
+        "Median": [length(r.median) for r in results],
+        "Error": [percent(r.error) for r in results],
+        "[95 %]": [interval(r.low, r.high) for r in results],
+        "Rounded": [percent(r.rounded) for r in results],
+        "Clean error": [percent(r.clean_error) for r in results],
+        "Success": [percent(r.success) for r in results],
+        "Largest": [percent(r.share) for r in results],
+        "Passes": [passes(r.forward, r.backward) for r in results],
+    }
+    shown = {name: texts for name, texts in columns.items() if set(texts) != {NONE}}
+    # What belongs to two sweeps is one result.
+    rows = [list(row) for row in dict.fromkeys(zip(*shown.values(), strict=True))]
+    return Table("Every cell of this report", tuple(shown), rows, texts=4, naming=2)
+
+
+def _budget(result: Result) -> str:
+    return "smallest" if result.eps is None else budget(result.eps) if result.eps else "0"
 
 
 def provenance(material: Material) -> list[tuple[str, str]]:
@@ -88,6 +150,7 @@ def provenance(material: Material) -> list[tuple[str, str]]:
     def several(values: Sequence[object]) -> str:
         return join_names(dict.fromkeys(map(str, values)))
 
+    waited = max(cell.facts.data_wait for cell in cells)
     sizes = several([cell.rows.num_rows for cell in cells])
     return [
         ("Data", f"{facts.data_spec}" + (f": {facts.data_note}" if facts.data_note else "")),
@@ -95,10 +158,19 @@ def provenance(material: Material) -> list[tuple[str, str]]:
         ("Classes", ", ".join(facts.classes)),
         ("Cells", f"{len(cells)}, of which {len(attacked)} attacked"),
         ("Loss and labels", several([f"{c.identity.loss}, {c.identity.labels} labels" for c in attacked])),
-        ("Precision of the attack", several([c.identity.precision.replace("32", "float32") for c in attacked])),
+        ("Precision of the attack", several([_precision(c.identity) for c in attacked])),
         ("Implementation", several([f"{c.identity.impl}, version {c.identity.attack_version}" for c in attacked])),
-        ("Batch size", several([c.identity.batch_size for c in attacked])),
+        ("Batch size", several([_batch_size(c) for c in attacked])),
         ("Attacked on", several([c.facts.device for c in cells])),
         ("Attacked with", several([f"robustmix {c.facts.robustmix}, torch {c.facts.torch}" for c in cells])),
         ("Gathered with", f"robustmix {material.evidence.robustmix}"),
-    ]
+    ] + ([("Waiting for data", f"up to {percent(waited)} of a unit's time")] if waited else [])
+
+
+def _precision(identity: CellIdentity) -> str:
+    return identity.precision.replace("32", "float32") + (", compiled" if identity.compiled else "")
+
+
+def _batch_size(cell: Cell) -> str:
+    asked = cell.facts.halved_from
+    return str(cell.identity.batch_size) + (f" (halved from {asked}: memory ran out)" if asked else "")

@@ -1,11 +1,11 @@
 """How the page writes numbers and names."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from robustmix.units import format_budget
 
-ATTACKS: Final = {"clean": "clean", "fgsm": "FGSM", "ifgsm": "I-FGSM"}
 METHODS: Final = {"erm": "ERM"}
 ROLES: Final = {"clean": "clean", "white": "white box", "transfer": "transfer"}
 NONE: Final = "–"
@@ -31,6 +31,39 @@ def spread(values: Sequence[float]) -> str:
 def budget(eps: float) -> str:
     """A budget or a step in units of 1/255: ``4/255``."""
     return f"{format_budget(eps)}/255"
+
+
+def length(value: float | None) -> str:
+    """A length in units of 1/255; a dash if there is none, and in words if nothing is long enough."""
+    return NONE if value is None else "none long enough" if math.isinf(value) else budget(value)
+
+
+def span(low: float, high: float) -> str:
+    """Where a budget lies that a sweep has bounded: ``2 to 4``; ``above 8``; ``0`` for no attack at all."""
+    if high == 0:
+        return "0"
+    return f"above {format_budget(low)}" if math.isinf(high) else f"{format_budget(low)} to {format_budget(high)}"
+
+
+def signed_span(low: float, high: float) -> str:
+    """Where a difference of budgets lies: ``-1 to +3``; infinite ends in words."""
+    ends = ["anything" if math.isinf(end) else f"{end:+.4g}" for end in (low, high)]
+    return " to ".join(ends)
+
+
+def probability(p: float) -> str:
+    """A p value: ``0.031``, ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points: ``+0.4``."""
+    return f"{100 * difference:+.1f}"
+
+
+def passes(forward: float, backward: float) -> str:
+    """Forward and backward passes per example: ``11 + 10``."""
+    return f"{forward:.4g} + {backward:.4g}"
 
 
 def method_name(method: str) -> str:

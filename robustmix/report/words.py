@@ -1,55 +1,64 @@
-"""The page's generated sentences. They speak of runs by their names, never of methods."""
+"""The page's generated sentences. They speak of runs and models by their names, never of methods."""
 
 from collections.abc import Sequence
 from itertools import product
 
 from robustmix.comparability import UNFITTED
 from robustmix.published import find, sources
+from robustmix.report import checks
 from robustmix.report.comparison import citation
 from robustmix.report.material import Material, Result
 from robustmix.report.text import budget, interval, join_names, percent, plural
 
 # As many runs as one sentence can name.
 MOST = 6
+# As many attacks as the first screen can tell of, those that publications use first.
+MOST_ATTACKS = 4
 # A claim about methods needs a test over the means of at least so many seeds.
 SEEDS_FOR_METHODS = 3
 
 
 def warnings(material: Material) -> list[str]:
     """What a reader must know before any number: how far the networks were trained, and how unlike the published."""
-    return [*_training(material), *_unlike_published(material)]
+    return [*_training(material), *_unlike_published(material), *checks.saturated(material)]
 
 
 def answers(material: Material) -> list[str]:
-    """The measured errors at the headline budget, one sentence per attack and kind of source."""
+    """The measured errors at the headline budget, one sentence per attack and kind of source, for a few attacks."""
     found = [_clean(material)]
-    for label in material.attacks:
+    plain = {result.label for result in material.results if result.plain}
+    labels = sorted(material.attacks, key=lambda label: label not in plain)
+    for label in labels[:MOST_ATTACKS]:
         eps = material.headline(label)
         white = [r for r in material.find("white", label=label, eps=eps) if r.target in _named(material)]
-        if white:
-            sentence = f"Under white-box {label} at {budget(white[0].eps)}, {_errors(white, of_n=True)}."
+        if white and eps:
+            sentence = f"Under white-box {label} at {budget(eps)}, {_errors(white, of_n=True)}."
             found.append(" ".join([sentence, *_pairs(material.find("white", label=label, eps=eps), material)]))
-    for label in material.attacks:
+    for label in labels[:MOST_ATTACKS]:
+        eps = material.headline(label)
         sentences = []
         for source in _sources(material):
-            results = material.find("transfer", label=label, eps=material.headline(label), source=source)
+            results = material.find("transfer", label=label, eps=eps, source=source)
             results = [r for r in results if r.target in _named(material)]
             if results:
                 sentences.append(f"crafted on {source}, {_errors(results)}")
-        if sentences:
-            eps = material.headline(label) or 0
+        if sentences and eps:
             found.append(f"Transferred {label} at {budget(eps)}: {'; '.join(sentences)}.")
+    if len(labels) > MOST_ATTACKS:
+        found.append(f"{plural(len(labels) - MOST_ATTACKS, 'more attack')} stand in the tables and figures below.")
     return found
 
 
 def scope(material: Material) -> str:
     """What the intervals and the comparison do not say."""
-    counts = {family: len(names) for family, names in material.families.items()}
-    seeds = join_names(f"{plural(count, 'run')} of {family}" for family, count in counts.items())
+    counts = {family: len(names) for family, names in material.families.items() if family not in material.models}
     text = (
         "The intervals are 95 % Wilson intervals over the test images: they speak of these trained networks, "
         "not of how another run of the same recipe would turn out."
     )
+    if not counts:
+        return f"{text} Each network is one of its kind: nothing here is a claim about methods."
+    seeds = join_names(f"{plural(count, 'run')} of {family}" for family, count in counts.items())
     if min(counts.values()) < SEEDS_FOR_METHODS:
         return f"{text} With {seeds}, fewer than {SEEDS_FOR_METHODS} seeds each, nothing here is a claim about methods."
     return f"{text} There are {seeds}; no test over seeds was made, so nothing here is a claim about methods."
@@ -72,7 +81,7 @@ def _errors(results: Sequence[Result], *, of_n: bool = False) -> str:
 def _pairs(white: Sequence[Result], material: Material) -> list[str]:
     """How often a run of another method errs less than an ERM run: a count of pairs, not a test."""
     by_method: dict[str, list[Result]] = {}
-    for result in white:
+    for result in (r for r in white if r.target in material.runs):
         by_method.setdefault(material.runs[result.target].recipe.method, []).append(result)
     base = by_method.pop("erm", [])
     found = []
@@ -93,8 +102,8 @@ def _pairs(white: Sequence[Result], material: Material) -> list[str]:
 
 
 def _named(material: Material) -> list[str]:
-    """The runs that sentences name: all if they are few, else the published design's, else the first of each family."""
-    names = [name for name in material.runs if name in material.evidence.targets]
+    """What sentences name: every target if they are few, else the published design's, else the first of each family."""
+    names = [name for name in material.names if name in material.evidence.targets]
     if len(names) <= MOST:
         return names
     suite = material.evidence.suite
@@ -134,6 +143,9 @@ def _training(material: Material) -> list[str]:
     unfitted = [name for name, run in material.runs.items() if 100 * run.final("train_error") >= UNFITTED]
     if unfitted:
         found.append(f"{join_names(unfitted)} did not fit the training set: not converged.")
+    if material.models:
+        many = len(material.models) > 1
+        found.append(f"{join_names(material.models)} {'were' if many else 'was'} not trained by robustmix.")
     return found
 
 

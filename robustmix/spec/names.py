@@ -14,7 +14,24 @@ from robustmix.errors import SpecError
 
 Method = Literal["erm", "mixup"]
 ModelName = Literal["preact_resnet18", "resnet18"]
-AttackName = Literal["fgsm", "ifgsm"]
+AttackName = Literal[
+    "fgsm",
+    "ifgsm",
+    "mifgsm",
+    "pgd",
+    "signs",
+    "noise",
+    "autoattack",
+    "square",
+    "deepfool",
+    "cw",
+    "hopskipjump",
+]
+Norm = Literal["linf", "l2"]
+Loss = Literal["ce", "logodds", "margin", "dlr"]
+LabelPolicy = Literal["true", "predicted"]
+Impl = Literal["robustmix", "torchattacks", "foolbox"]
+CraftPrecision = Literal["32", "bf16"]
 DataName = Literal["digits", "cifar10", "cifar100"]
 Schedule = Literal["step", "cosine"]
 Augment = Literal["none", "crop", "crop-flip"]
@@ -25,10 +42,20 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 MODELS: Final[tuple[ModelName, ...]] = get_args(ModelName)
 ATTACKS: Final[tuple[AttackName, ...]] = get_args(AttackName)
+LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 DATA: Final[tuple[DataName, ...]] = get_args(DataName)
 DATA_CHOICES: Final = f"{', '.join(DATA)}, folder:NAME_OR_PATH, npz:PATH"
 
-ALIASES: Final = {"bim": "ifgsm", "i-fgsm": "ifgsm"}
+ALIASES: Final = {
+    "bim": "ifgsm",
+    "i-fgsm": "ifgsm",
+    "mi-fgsm": "mifgsm",
+    "random-signs": "signs",
+    "uniform-noise": "noise",
+    "c&w": "cw",
+    "cw-l2": "cw",
+    "hsj": "hopskipjump",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -36,6 +63,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def attack_name(value: object) -> object:
     """Replace an attack's other names (``bim``) by the one used in results."""
     return ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def known_attack(name: str) -> AttackName:
+    """An attack by any of its names.
+
+    Raises:
+        SpecError: there is none.
+    """
+    for known in ATTACKS:
+        if attack_name(name) == known:
+            return known
+    raise SpecError(unknown("attack", name, [*ATTACKS, *ALIASES]))
 
 
 Attack = Annotated[AttackName, BeforeValidator(attack_name)]

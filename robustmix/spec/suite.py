@@ -7,82 +7,16 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from robustmix.errors import SpecError
-from robustmix.spec.names import Attack, check_name, unknown
+from robustmix.spec.attack import MINIMUM_NORM, AttackSpec
+from robustmix.spec.names import check_name, unknown
 from robustmix.spec.recipe import MIXING_FIELDS, Recipe, load_recipe_fields, read_recipe
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.units import Budget, format_budget
-
-# The sweep of budgets, in units of 1/255, by the data set that the data resembles: 8x8 digits need coarser ones.
-SWEEPS: Final[dict[str, tuple[float, ...]]] = {
-    "digits": (8, 16, 24, 32, 48, 64),
-    "cifar10": (0.5, 1, 2, 4, 8),
-    "cifar100": (0.5, 1, 2, 4, 8),
-}
-DEFAULT_SWEEP: Final = (1.0, 2.0, 4.0, 8.0)
-DEFAULT_STEPS: Final = 10
-
-
-def sweep_for(like: str | None) -> tuple[float, ...]:
-    """The budgets (units of 1/255) that a data set is attacked at when nobody names one."""
-    return SWEEPS.get(like or "", DEFAULT_SWEEP)
-
-
-class AttackSpec(Spec):
-    """One attack and its budgets.
-
-    Attributes:
-        name: ``fgsm`` (Goodfellow et al. 2015) or ``ifgsm`` (Kurakin et al. 2017; also called BIM).
-        eps: budgets in L-infinity, units of 1/255; the data set's own sweep if not set.
-        steps: iterations of ``ifgsm``.
-        step: length of one iteration in units of 1/255; eps / steps if not set (Zhang et al. 2018).
-    """
-
-    name: Attack
-    eps: tuple[Budget, ...] | None = Field(default=None, min_length=1)
-    steps: int | None = Field(default=None, ge=1, le=100_000)
-    step: Budget | None = None
-
-    @model_validator(mode="after")
-    def _budgets_can_be_reached(self) -> Self:
-        if self.name == "fgsm" and (self.steps is not None or self.step is not None):
-            raise ValueError("fgsm takes one full step: 'steps' and 'step' belong to ifgsm")
-        for eps in self.eps or ():
-            check_reach(eps, self.iterations, self.step)
-        return self
-
-    @property
-    def iterations(self) -> int:
-        """Gradients per budget."""
-        return 1 if self.name == "fgsm" else self.steps or DEFAULT_STEPS
-
-    def step_at(self, eps: float) -> float:
-        """Length of one iteration at a budget, both in units of 1/255."""
-        return self.step if self.step is not None else eps / self.iterations
-
-    def at(self, like: str | None) -> "AttackSpec":
-        """This attack with the data set's own sweep where no budget was named, in ascending order, each once."""
-        budgets = sorted(set(self.eps or sweep_for(like)))
-        for eps in budgets:
-            check_reach(eps, self.iterations, self.step)
-        return self.model_copy(update={"eps": tuple(budgets)})
-
-
-def check_reach(eps: float, steps: int, step: float | None) -> None:
-    """Refuse an attack that can never reach its budget (lengths in units of 1/255).
-
-    Raises:
-        SpecError: steps x step < eps.
-    """
-    if step is not None and steps * step < eps * (1 - 1e-9):
-        raise SpecError(
-            f"{steps} steps of {format_budget(step)}/255 reach only {format_budget(steps * step)}/255, not the budget "
-            f"{format_budget(eps)}/255: take more steps or a step of at least {format_budget(eps / steps)}/255"
-        )
 
 
 def _names(value: object) -> object:
@@ -118,6 +52,8 @@ class Suite(Spec):
         train: tables ``[train.NAME]``: a recipe's fields, or ``recipe = NAME`` and fields on top, and ``seeds``.
         sources: runs that craft, names or globs; all trained here if not set.
         targets: runs that are scored, names or globs; the sources if not set.
+        normalize: what sources and targets from a ``file.py:factory`` expect: ``none``, ``cifar10``, ``imagenet`` or
+            MEAN/STD.
         attack: tables ``[[attack]]``.
         limit: attack the first N test examples only.
         headline_eps: the budget (units of 1/255) of the page's head.
@@ -131,6 +67,7 @@ class Suite(Spec):
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sources: Names | None = None
     targets: Names | None = None
+    normalize: str | None = None
     attack: tuple[AttackSpec, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     headline_eps: Budget | None = None
@@ -146,14 +83,24 @@ class Suite(Spec):
             named = {*self.published.white, self.published.source, *self.published.targets}
             if runs and (missing := sorted(named - set(runs))):
                 raise ValueError(unknown("run in [published]", missing[0], runs))
-        attacks = [(spec.name, spec.steps, spec.step) for spec in self.attack]
-        if len(set(attacks)) < len(attacks):
+        attacks = [spec.model_copy(update={"eps": None}) for spec in self.attack]
+        if any(spec in attacks[:number] for number, spec in enumerate(attacks)):
             raise ValueError("the same attack stands twice with the same steps: put its budgets into one eps list")
         budgets = {eps for spec in self.attack for eps in spec.eps or ()}
-        all_listed = all(spec.eps is not None for spec in self.attack)
+        all_listed = all(spec.eps is not None or spec.name in MINIMUM_NORM for spec in self.attack)
         if self.headline_eps is not None and all_listed and self.headline_eps not in budgets:
             raise ValueError(f"headline_eps = {format_budget(self.headline_eps)} is not among the eps of any attack")
         return self
+
+    @property
+    def source_patterns(self) -> tuple[str, ...]:
+        """Names and globs of what crafts."""
+        return self.sources or tuple(self.runs())
+
+    @property
+    def target_patterns(self) -> tuple[str, ...]:
+        """Names and globs of what is scored."""
+        return self.targets or self.source_patterns
 
     def runs(self, on_top: Mapping[str, Any] | None = None) -> dict[str, Recipe]:
         """The recipe of every run that the suite trains, by name.

@@ -8,13 +8,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from robustmix.errors import StoreError
+from robustmix.progress import say
 from robustmix.spec.validation import Spec
 from robustmix.store.atomic import write_atomically
 
@@ -29,6 +30,7 @@ ROWS: Final = pa.schema(
         ("norm", pa.float32()),
         ("min", pa.float32()),
         ("max", pa.float32()),
+        ("prediction_uint8", pa.int32()),
     ]
 )
 
@@ -37,7 +39,7 @@ ROWS: Final = pa.schema(
 ENCODING: Final[dict[str, Any]] = {
     "compression": "zstd",
     "compression_level": 9,
-    "use_dictionary": ["label", "prediction", "in_top5", "norm", "min", "max"],
+    "use_dictionary": ["label", "prediction", "in_top5", "norm", "min", "max", "prediction_uint8"],
     "column_encoding": {
         "index": "DELTA_BINARY_PACKED",
         "confidence": "BYTE_STREAM_SPLIT",
@@ -55,16 +57,19 @@ class CellIdentity(Spec):
         inputs: SHA-256 of the inputs and labels actually used.
         attack: its name; ``clean`` for no attack.
         attack_version: raised whenever an attack's results change.
-        eps_255: budget in units of 1/255; 0 for clean inputs.
-        steps: gradients.
+        eps_255: budget in units of 1/255; 0 for clean inputs, None for an attack that looks for the smallest
+            perturbation.
+        steps: gradients, or a foreign attack's iterations.
         step_255: length of a step in units of 1/255.
         restarts: random starts, of which the worst is kept.
+        options: parameters that few attacks have: ``decay`` of the momentum, ``queries`` per example.
         norm: in which the budget is measured.
         loss: that the attack ascends.
-        labels: ``true``, the labels that the attack moves away from.
+        labels: that the attack moves away from: ``true`` or ``predicted`` by the source.
         seed: of the attack's random numbers.
         precision: in which the attack is crafted; scoring is always in float32.
         impl: whose implementation of the attack.
+        compiled: whether the models were compiled.
         batch_size: examples per batch; another one may change a few signs.
         version: of this schema.
     """
@@ -74,18 +79,20 @@ class CellIdentity(Spec):
     inputs: str
     attack: str
     attack_version: int = 1
-    eps_255: float
+    eps_255: float | None
     steps: int
     step_255: float
     restarts: int = 1
+    options: dict[str, float] = Field(default_factory=dict)
     norm: str = "linf"
     loss: str = "ce"
     labels: str = "true"
     seed: int = 0
     precision: str = "32"
     impl: str = "robustmix"
+    compiled: bool = False
     batch_size: int
-    version: int = 1
+    version: Literal[2] = 2
 
     def key(self) -> str:
         """SHA-256 over all fields, in hexadecimal; the file's name."""
@@ -93,10 +100,10 @@ class CellIdentity(Spec):
 
     def clean(self) -> "CellIdentity":
         """The cell of the same target on the same inputs without an attack."""
-        return clean_identity(self.target, self.inputs, self.batch_size)
+        return clean_identity(self.target, self.inputs, self.batch_size, compiled=self.compiled)
 
 
-def clean_identity(target: str, inputs: str, batch_size: int) -> CellIdentity:
+def clean_identity(target: str, inputs: str, batch_size: int, *, compiled: bool = False) -> CellIdentity:
     """The identity of a target's predictions on unattacked inputs."""
     return CellIdentity(
         source=None,
@@ -106,8 +113,27 @@ def clean_identity(target: str, inputs: str, batch_size: int) -> CellIdentity:
         eps_255=0,
         steps=0,
         step_255=0,
+        compiled=compiled,
         batch_size=batch_size,
     )
+
+
+GAP_QUANTILES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+class BatchState(Spec):
+    """What the first gradient of a batch showed of the source: whether its loss had anything left to say.
+
+    Attributes:
+        gap: the `GAP_QUANTILES` of the gap between the label's logit and the largest other.
+        saturated: share of examples whose label has a probability of exactly 1 in float32, so that cross-entropy has
+            lost its true-class term.
+        zero_gradient: share of examples whose gradient is exactly zero in every pixel.
+    """
+
+    gap: tuple[float, ...] = Field(min_length=len(GAP_QUANTILES), max_length=len(GAP_QUANTILES))
+    saturated: float
+    zero_gradient: float
 
 
 class CellFacts(Spec):
@@ -119,11 +145,14 @@ class CellFacts(Spec):
         data_note: how it differs from that one.
         data_spec: as it was asked for.
         classes: names of the classes.
-        source_name: the run that crafted, at the time.
-        target_name: the run that was scored, at the time.
-        forward: forward passes per example of the cell's unit, scoring included.
-        backward: backward passes per example of the cell's unit.
+        source_name: the run or model that crafted, at the time.
+        target_name: the run or model that was scored, at the time.
+        forward: forward passes per example of the cell's unit, scoring included, counted as they happened.
+        backward: backward passes per example of the cell's unit, counted as they happened.
+        batches: the state of the source in each batch; empty where no gradient of ours was taken.
         unit_seconds: duration of the unit.
+        data_wait: share of that time that was spent waiting for data.
+        halved_from: the batch size that was asked for and did not fit into memory.
         device: in words.
         torch: version.
         robustmix: version.
@@ -136,9 +165,12 @@ class CellFacts(Spec):
     classes: tuple[str, ...]
     source_name: str | None
     target_name: str
-    forward: int
-    backward: int
+    forward: float
+    backward: float
+    batches: tuple[BatchState, ...] = ()
     unit_seconds: float
+    data_wait: float = 0.0
+    halved_from: int | None = None
     device: str
     torch: str
     robustmix: str
@@ -153,7 +185,9 @@ class Cell:
         facts: what held.
         rows: a row per example with the columns of `ROWS`. ``index`` counts within the test set, ``confidence`` is the
             predicted class's probability, ``gap`` the label's logit minus the largest other, ``norm`` the length of the
-            perturbation and ``min`` and ``max`` the range of the adversarial input, all in pixel units.
+            perturbation in the identity's norm and ``min`` and ``max`` the range of the adversarial input, all in pixel
+            units. ``prediction_uint8`` is the prediction on the image rounded to 8 bits within its budget; null where
+            no image was kept.
     """
 
     identity: CellIdentity
@@ -169,6 +203,12 @@ class Cell:
 def cell_path(folder: Path, identity: CellIdentity) -> Path:
     """Where a cell stands in a folder of cells."""
     return folder / f"{identity.key()}.parquet"
+
+
+def gallery_path(folder: Path, identity: CellIdentity) -> Path:
+    """Where the adversarial images of a cell stand in a gallery: one file for all targets."""
+    what = identity.model_dump(exclude={"target"})
+    return folder / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()}.npy"
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
@@ -196,14 +236,34 @@ def read_cell(path: Path) -> Cell:
         identity = CellIdentity.model_validate_json(metadata[b"robustmix.identity"])
         facts = CellFacts.model_validate_json(metadata[b"robustmix.facts"])
     except (OSError, KeyError, ValidationError, pa.ArrowException) as error:
-        raise StoreError(
-            f"{path} is no cell that can be read ({type(error).__name__}); delete it to compute it again"
-        ) from None
+        raise StoreError(f"{path} is no cell that can be read ({type(error).__name__})") from None
     if identity.key() != path.stem or rows.schema.names != ROWS.names:
-        raise StoreError(f"{path} does not hold the cell that its name promises; delete it to compute it again")
+        raise StoreError(f"{path} does not hold the cell that its name promises")
     return Cell(identity, facts, rows.replace_schema_metadata(None))
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells of a folder, in the order of their keys."""
-    return [read_cell(path) for path in sorted(folder.glob("*.parquet"))]
+    """All cells of a folder, in the order of their keys; damaged ones are set aside with a message."""
+    cells = (_trusted(path) for path in sorted(folder.glob("*.parquet")))
+    return [cell for cell in cells if cell is not None]
+
+
+def trusted_cell(folder: Path, identity: CellIdentity) -> Cell | None:
+    """A cell if it is there and whole; a damaged one is set aside with a message, and counts as missing."""
+    path = cell_path(folder, identity)
+    return _trusted(path) if path.exists() else None
+
+
+def _trusted(path: Path) -> Cell | None:
+    try:
+        return read_cell(path)
+    except StoreError as error:
+        aside = path.with_suffix(".damaged")
+        try:
+            path.replace(aside)
+        except FileNotFoundError:
+            return None  # another job has set it aside
+        except OSError as failure:
+            raise StoreError(f"{error}; and it cannot be set aside: {failure}") from None
+        say(f"warning: {error}; it is set aside as {aside.name}")
+        return None

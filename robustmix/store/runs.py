@@ -77,6 +77,16 @@ class Run:
     weights: str | None
 
     @property
+    def method(self) -> str:
+        """How its training batches were mixed."""
+        return self.recipe.method
+
+    @property
+    def seed(self) -> int:
+        """Of everything random in its training."""
+        return self.recipe.seed
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are done and the weights are written."""
         return self.weights is not None

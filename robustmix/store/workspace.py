@@ -32,6 +32,16 @@ class Workspace:
         """The folder of all cells."""
         return self.root / "results" / "cells"
 
+    @property
+    def gallery(self) -> Path:
+        """The folder of adversarial images that are kept."""
+        return self.root / "results" / "gallery"
+
+    @property
+    def parts(self) -> Path:
+        """The folder of claims, and of what several processes have computed of a unit."""
+        return self.root / "results" / "parts"
+
     def run(self, name: str) -> Path:
         """The folder of one run, whether it exists or not.
 

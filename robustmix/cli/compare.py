@@ -1,0 +1,187 @@
+"""``robustmix compare``."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from robustmix.cli.options import Place
+from robustmix.errors import SpecError, StoreError
+from robustmix.spec.names import unknown
+from robustmix.units import format_budget
+
+if TYPE_CHECKING:
+    from robustmix.store.cells import Cell
+    from robustmix.store.results import Bearer
+    from robustmix.store.sweeps import Sweep
+
+DEFAULTS = Place()
+
+
+def compare(first: str, second: str, /, *, data: str | None = None, place: Place = DEFAULTS) -> None:
+    """Compare two networks example by example, as far as the workspace has cells of both.
+
+    Each is attacked in the white box, and with what every third network crafted that attacked both. Prints the errors,
+    also among the examples that both classify correctly without an attack (p: McNemar's exact test); the smallest
+    budget that breaks an example (p: sign test); and the worst case over all attacks that both have been under. This
+    speaks of two networks: how two methods differ takes several seeds of each.
+
+    Args:
+        first: A run, or a model as 'robustmix results' names it.
+        second: Another one.
+        data: The data set, where the workspace has cells of several.
+    """
+    workspace = place.enter()
+    from robustmix.store.cells import read_cells
+    from robustmix.store.examples import one_data_set, one_test_set, side_by_side
+    from robustmix.store.results import attack_columns, foreign_bearers
+    from robustmix.store.runs import read_run, run_names
+    from robustmix.store.sweeps import sweeps
+
+    cells = read_cells(workspace.cells)
+    bearers: list[Bearer] = [*(read_run(workspace, name) for name in run_names(workspace)), *foreign_bearers(cells)]
+    one, other = (_weights(name, bearers) for name in (first, second))
+    if one == other:
+        raise SpecError(f"{first} and {second} have the same weights: there is nothing to compare")
+    attacked = [cell for cell in cells if cell.identity.source and cell.identity.target in (one, other)]
+    on_both = [{c.identity.inputs for c in attacked if c.identity.target == target} for target in (one, other)]
+    attacked = [cell for cell in attacked if cell.identity.inputs in set.intersection(*on_both)]
+    if attacked:
+        data, attacked = one_data_set(attacked, data)
+        attacked = one_test_set(attacked, data)
+    threats = side_by_side(attacked, one, other)
+    if not threats:
+        raise StoreError(
+            f"no attack has been made on both {first} and {second} with the same examples; do that with: "
+            f"robustmix attack --source {first} {second}"
+        )
+    known = sweeps(attack_columns(cell.identity) for cell in attacked)
+    by_key = {cell.key: cell for cell in cells}
+    by_weights = {bearer.weights: bearer.name for bearer in bearers}
+    named = [("itself" if key is None else by_weights.get(key, key[:12]), *sides) for key, sides in threats.items()]
+
+    print(f"{first} and {second} on {attacked[0].rows.num_rows} test examples of {data}: these two networks, not the")
+    print("methods that trained them. p values stand alone, uncorrected for how many there are.")
+    _print_errors(first, second, named, known, by_key)
+    _print_breaking(first, second, named, known, by_key)
+    if None in threats:
+        _print_worst_case(first, second, threats[None], known, by_key)
+
+
+def _weights(name: str, bearers: Sequence["Bearer"]) -> str:
+    by_name = {bearer.name: bearer.weights for bearer in bearers if bearer.weights}
+    if name not in by_name:
+        raise SpecError(unknown("run or model", name, by_name))
+    return by_name[name]
+
+
+Named = Sequence[tuple[str, dict[str, "Cell"], dict[str, "Cell"]]]
+Known = dict[str, tuple["Sweep", ...]]
+
+
+def _print_errors(first: str, second: str, threats: Named, known: Known, by_key: dict[str, "Cell"]) -> None:
+    from robustmix.cli.tables import print_table
+    from robustmix.store.examples import both_correct
+    from robustmix.store.results import clean_cell
+
+    rows = []
+    for source, ones, others in threats:
+        for key, one in _in_order(ones, known):
+            found = both_correct(one, others[key], clean_cell(one, by_key), clean_cell(others[key], by_key))
+            rows.append(
+                [
+                    source,
+                    known[key][0].label,
+                    f"{format_budget(one.identity.eps_255 or 0)}/255",
+                    *(f"{errors / found.n:.1%}" for errors in found.errors),
+                    str(found.n_both),
+                    *(f"{errors / found.n_both:.1%}" if found.n_both else "-" for errors in found.errors_both),
+                    *map(str, found.only),
+                    f"{found.p:.2g}",
+                ]
+            )
+    if not rows:
+        return
+    print("\nErrors under the same attack; 'both right' are the examples that both get right without one")
+    of_all, of_both, only = ([f"{text}{name}" for name in (first, second)] for text in ("", "there ", "only "))
+    header = ["crafted on", "attack", "eps", *of_all, "both right", *of_both, *only, "p"]
+    print_table(header, rows, numeric=range(2, len(header)))
+
+
+def _print_breaking(first: str, second: str, threats: Named, known: Known, by_key: dict[str, "Cell"]) -> None:
+    from robustmix.cli.tables import print_table
+    from robustmix.store.examples import breaking, by_sweep, paired_breaking
+    from robustmix.store.results import clean_cell
+
+    rows = []
+    for source, ones, others in threats:
+        second_sweeps = by_sweep(others.values(), known)
+        for sweep, cells in sorted(by_sweep(ones.values(), known).items()):
+            a, b = (breaking(clean_cell(c[0], by_key), c) for c in (cells, second_sweeps[sweep]))
+            paired = paired_breaking(a, b)
+            low, high = paired.difference
+            rows.append(
+                [
+                    source,
+                    sweep.label,
+                    str(len(cells)),
+                    *(_interval(*each.median) for each in (a, b)),
+                    *(f"{each.never:.1%}" for each in (a, b)),
+                    *(f"{count / len(a.low):.1%}" for count in (paired.earlier, paired.later, paired.undecided)),
+                    f"{paired.p:.2g}",
+                    f"{low:+.4g} to {high:+.4g}",
+                ]
+            )
+    if not rows:
+        return
+    print(
+        f"\nSmallest budget that breaks an example, in 1/255; difference: {second} less {first}, bounds of its median"
+    )
+    medians, nevers, earlier = (
+        [f"{text} {name}" for name in (first, second)] for text in ("median", "never", "earlier")
+    )
+    header = ["crafted on", "attack", "budgets", *medians, *nevers, *earlier, "undecided", "p", "difference"]
+    print_table(header, rows, numeric=range(2, len(header)))
+
+
+def _print_worst_case(
+    first: str,
+    second: str,
+    white: tuple[dict[str, "Cell"], dict[str, "Cell"]],
+    known: Known,
+    by_key: dict[str, "Cell"],
+) -> None:
+    from robustmix.cli.tables import print_table
+    from robustmix.stats import wilson
+    from robustmix.store.examples import common_attacks, id_of, worst_case
+    from robustmix.store.results import clean_cell
+
+    cells = dict(zip((first, second), white, strict=True))
+    levels = sorted({(c.identity.norm, c.identity.eps_255) for c in white[0].values() if c.identity.eps_255})
+    rows = []
+    labels: dict[Sweep, None] = {}
+    for norm, eps in levels:
+        errors = []
+        for attacked in common_attacks(cells, norm, eps).values():
+            errs = worst_case(clean_cell(attacked[0], by_key), attacked, eps)
+            low, high = wilson(int(errs.sum()), len(errs))
+            errors += [f"{errs.mean():.1%}", f"{100 * low:.1f} - {100 * high:.1f}"]
+            labels |= {label: None for cell in attacked for label in known[id_of(cell)]}
+        rows.append([norm, f"{format_budget(eps)}/255", str(len(attacked)), *errors])
+    if not rows:
+        return
+    attacks = "; ".join(sweep.label for sweep in labels)
+    print("\nWorst case per example in the white box, over all attacks that both have been under up to each budget")
+    print(f"attacks: {attacks}")
+    print_table(["norm", "eps", "attacks", first, "95 % Wilson", second, "95 % Wilson"], rows, numeric=range(1, 7))
+
+
+def _in_order(cells: dict[str, "Cell"], known: Known) -> list[tuple[str, "Cell"]]:
+    """By attack, then by budget; without those that have none, whose errors only say whether they ever succeed."""
+    budgeted = [(key, cell) for key, cell in cells.items() if cell.identity.eps_255]
+    return sorted(budgeted, key=lambda item: (known[item[0]][0].label, item[1].identity.eps_255 or 0))
+
+
+def _interval(low: float, high: float) -> str:
+    """An interval of budgets as text: ``2 - 4``, ``> 8``, ``0`` where the network errs without an attack."""
+    if high == 0:
+        return "0"
+    return f"> {format_budget(low)}" if high == float("inf") else f"{format_budget(low)} - {format_budget(high)}"

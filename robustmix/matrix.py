@@ -1,0 +1,199 @@
+"""The transfer matrix of models and tensors in memory; no workspace, nothing written."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustmix._version import __version__
+from robustmix.attacks.foreign import check_installed
+from robustmix.attacks.victim import frozen
+from robustmix.data import TensorSplit
+from robustmix.device import describe_device, exact_float32
+from robustmix.errors import EvaluationError, SpecError
+from robustmix.measurement import batch_states, measure, rows
+from robustmix.participants import Participant
+from robustmix.planning import CLEAN, DEFAULT_BATCH, Unit, Wanted, make_identity
+from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, Course, takes
+from robustmix.spec.names import CraftPrecision, Norm, known_attack
+from robustmix.spec.validation import validate
+from robustmix.store.cells import Cell, CellFacts
+from robustmix.store.results import results_table
+from robustmix.units import GREY_LEVELS, check_length
+
+
+def transfer_matrix(
+    models: Mapping[str, nn.Module],
+    inputs: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    attacks: Sequence[str] = ("fgsm", "ifgsm"),
+    eps: Sequence[float] = (1 / 255, 2 / 255, 4 / 255, 8 / 255),
+    steps: int = 10,
+    step_size: float | None = None,
+    loss: str = "ce",
+    norm: Norm = "linf",
+    batch_size: int | None = None,
+    targets: Mapping[str, nn.Module] | None = None,
+    precision: CraftPrecision = "32",
+) -> pd.DataFrame:
+    """Craft on every model, score every model: errors by source, target, attack and budget.
+
+    Args:
+        models: that craft, by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode
+            and left as found.
+        inputs: [N, ...], uint8 or float in [0, 1].
+        labels: true classes, whole numbers [N].
+        attacks: names, as ``robustmix attack --attack`` takes them.
+        eps: budgets, pixel units.
+        steps: of the iterated attacks.
+        step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
+        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        norm: of the budgets, ``linf`` or ``l2``.
+        batch_size: examples per batch; 256 if not given.
+        targets: that are scored, by name; the models if not given. A target that is one of the models, under the same
+            name, is attacked in the white box.
+        precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
+
+    Returns:
+        A row per cell with the columns of `robustmix.store.results.results_table`, those without an attack first.
+
+    Raises:
+        SpecError: an attack or loss is unknown, a length unusable, or a name stands for two models.
+        EvaluationError: a model does not fit the labels, or a measurement would be wrong.
+    """
+    scored = dict(models if targets is None else targets)
+    everyone = {**models, **scored}
+    if strange := [name for name in models if everyone[name] is not models[name]]:
+        raise SpecError(f"{strange[0]!r} names one model among the models and another among the targets")
+    if not models or not scored:
+        raise SpecError("there is no model to attack" if not models else "there is no target to score")
+    specs = _specs(attacks, eps, steps, step_size, {"loss": loss, "norm": norm, "precision": precision})
+    check_installed([spec.name for spec in specs])
+    exact_float32()
+    split = TensorSplit(_images(inputs), _whole(labels))
+    device = _device_of(everyone)
+    classes = {name: _classes(name, model, split, device) for name, model in everyone.items()}
+    participants = {
+        name: Participant(
+            name=name,
+            digest=hashlib.sha256(name.encode()).hexdigest(),
+            classes=classes[name],
+            shape=None,
+            run=None,
+            load=lambda model=model: model,  # type: ignore[misc]
+        )
+        for name, model in everyone.items()
+    }
+    size = batch_size or DEFAULT_BATCH
+    goals = [participants[name] for name in scored]
+    units = [_unit(None, None, (CLEAN,), goals, size)]
+    units += [_unit(participants[source], spec, spec.courses(None), goals, size) for source in models for spec in specs]
+    cells = [cell for unit in units for cell in _measured(unit, split.to(device), device)]
+    return results_table(cells, participants.values())
+
+
+def _specs(
+    attacks: Sequence[str],
+    eps: Sequence[float],
+    steps: int,
+    step_size: float | None,
+    given: dict[str, object],
+) -> list[AttackSpec]:
+    longest = math.inf if given["norm"] == "l2" else 1.0
+    given |= {"eps": [_in_units(check_length(length, "eps", longest)) for length in eps], "steps": steps}
+    if step_size is not None:
+        given["step"] = _in_units(check_length(step_size, "step_size", longest))
+    specs = []
+    for name in map(known_attack, attacks):
+        # Steps and norm are meant for our own; what looks for the smallest perturbation has its own defaults.
+        own = takes(name) - (frozenset({"steps", "norm"}) if name in MINIMUM_NORM else frozenset())
+        specs.append(validate(AttackSpec, {"name": name, **{key: given[key] for key in own & given.keys()}}))
+    return specs
+
+
+def _in_units(length: float) -> str:
+    # Rounded so that 4/255 in pixel units is the budget 4 again.
+    return f"{float(f'{length * GREY_LEVELS:.12g}')!r}/255"
+
+
+def _images(inputs: Tensor | np.ndarray) -> Tensor:
+    images = torch.as_tensor(inputs).detach().cpu()
+    return images.float() if images.is_floating_point() else images
+
+
+def _whole(labels: Tensor | np.ndarray) -> Tensor:
+    numbers = torch.as_tensor(labels).detach().cpu()
+    if numbers.is_floating_point() or not numbers.numel():
+        raise EvaluationError(
+            f"labels must be whole numbers [N], at least one; got {numbers.dtype} {list(numbers.shape)}"
+        )
+    return numbers.long()
+
+
+def _device_of(models: Mapping[str, nn.Module]) -> torch.device:
+    devices = {parameter.device for model in models.values() for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise EvaluationError(f"the models are on different devices ({', '.join(sorted(map(str, devices)))})")
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.device) -> int:
+    x, _ = split.gather(torch.arange(min(2, len(split))), device)
+    with frozen(model), torch.inference_mode():
+        logits = model(x)
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise EvaluationError(f"model {name!r} returns {got}, not logits [B, K]: return its logits alone")
+    if low < 0 or high >= logits.shape[1]:
+        raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
+    return int(logits.shape[1])
+
+
+def _unit(
+    source: Participant | None,
+    attack: AttackSpec | None,
+    courses: Sequence[Course],
+    targets: Sequence[Participant],
+    batch_size: int,
+) -> Unit:
+    cells = tuple(
+        Wanted(course, target, make_identity(source, target, attack, course, "in memory", batch_size, compiled=False))
+        for course in courses
+        for target in targets
+    )
+    return Unit(source, attack, cells, batch_size, compiled=False)
+
+
+def _measured(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:
+    batches = torch.arange(len(split)).split(unit.batch_size)
+    everyone = {cell.target.name: cell.target.load() for cell in unit.cells}
+    if unit.source:
+        everyone[unit.source.name] = unit.source.load()
+    together = nn.ModuleList(everyone.values())
+    with frozen(together):
+        measured = measure(unit, split, batches, range(len(batches)), lambda one: one.load(), device, unit.title)
+    found = []
+    for cell, columns in zip(unit.cells, measured.columns, strict=True):
+        facts = CellFacts(
+            data="tensors",
+            like=None,
+            data_note=None,
+            data_spec="tensors",
+            classes=(),
+            source_name=unit.source.name if unit.source else None,
+            target_name=cell.target.name,
+            forward=measured.forward / len(split),
+            backward=measured.backward / len(split),
+            batches=batch_states(measured.states),
+            unit_seconds=0,
+            device=describe_device(device),
+            torch=torch.__version__,
+            robustmix=__version__,
+        )
+        found.append(Cell(cell.identity, facts, rows(columns, split.labels)))
+    return found

@@ -1,0 +1,203 @@
+"""What is usually wrong with a model that somebody else made, found before anything is attacked."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from robustmix.errors import EvaluationError
+from robustmix.participants import NORMALIZATIONS, Participant, Wrapped, is_factory, parse_normalize
+from robustmix.progress import say
+
+ALPHA: Final = 0.01
+CHUNK: Final = 64
+# Rounding differs between batch sizes; a batch norm that uses the batch's own statistics, and dropout, by far more.
+SAME: Final = 1e-3
+AS_GOOD: Final = 0.02
+LISTED_CLASSES: Final = 20
+# Besides the named ones: what maps pixels to [-1, 1], and pixels of 0 to 255.
+MORE_NORMALIZATIONS: Final = ("0.5/0.5", "0/0.00392157")
+
+
+def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> None:
+    """Refuse a model whose numbers would be wrong, and say what to do about it.
+
+    Args:
+        participant: whose model it is. A run near chance is legitimate, it may be undertrained: a warning.
+        model: on the device of the images; is left in eval mode.
+        x: some hundred images [B, C, H, W] in [0, 1] of all classes.
+        y: their labels int64 [B].
+        classes: names of the labels.
+
+    Raises:
+        EvaluationError: modules stay in train mode; logits are of another number than the classes, different at every
+            call, dependent on the other images of the batch, not finite or probabilities; or accuracy is chance.
+    """
+    name = participant.name
+    model.eval()
+    if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
+        raise EvaluationError(
+            f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
+        )
+    few = x[:CHUNK]
+    logits = _logits(model, few)
+    if logits.shape[1] != len(classes):
+        raise EvaluationError(
+            f"{name} gives {logits.shape[1]} logits, but there are {len(classes)} classes: choose a model of these "
+            "classes, or select their logits in a FILE.py:FACTORY"
+        )
+    if _differ(_logits(model, few), logits):
+        raise EvaluationError(
+            f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
+            "mode, as functional dropout with training=self.training"
+        )
+    if _differ(_logits(model, few[:2]), logits[:2]):
+        raise EvaluationError(
+            f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and use "
+            "them in eval mode"
+        )
+    logits = _logits(model, x)
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise EvaluationError(
+            f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
+        )
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        raise EvaluationError(f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax")
+
+    right = logits.argmax(dim=1) == y
+    share = f"{name}: accuracy {_percent(right)} on {len(y)} images"
+    if above_chance(right, len(classes)):
+        if is_factory(name) and isinstance(model, Wrapped):
+            _warn_of_normalization(share, model, x, y, right)
+        return
+    share += f" is chance ({len(classes)} classes)"
+    if participant.run is not None:
+        say(f"warning: {share}: has it been trained for long enough?")
+        return
+    raise EvaluationError(f"{share}; {_way_out(participant, model, x, y, classes)}")
+
+
+def above_chance(right: Tensor, classes: int) -> bool:
+    """Whether an accuracy is significantly above 1/K, by the one-sided exact binomial test.
+
+    Args:
+        right: whether each prediction is right, bool [B].
+        classes: K.
+    """
+    return bool(binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater").pvalue < ALPHA)
+
+
+def _warn_of_normalization(share: str, model: Wrapped, x: Tensor, y: Tensor, right: Tensor) -> None:
+    """Say so if another normalisation is significantly better on the same images (exact McNemar test)."""
+    tried = {label: _logits(other, x).argmax(dim=1) == y for label, other in _renormalized(model, x)}
+    label = _best(tried)
+    best = tried[label]
+    gained, lost = int((best & ~right).sum()), int((right & ~best).sum())
+    if gained and binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue < ALPHA / len(tried):
+        say(f"warning: {share}; with --normalize {label} it would be {_percent(best)}")
+
+
+def _way_out(participant: Participant, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> str:
+    """What restores the accuracy: another normalisation, another order of the classes, or both."""
+    predicted = {"": _logits(model, x).argmax(dim=1)}
+    if isinstance(model, Wrapped):
+        predicted |= {label: _logits(other, x).argmax(dim=1) for label, other in _renormalized(model, x)}
+    found = {label: prediction == y for label, prediction in predicted.items()}
+    label = _best(found)
+    if _restored(found[label], y, len(classes)):
+        return f"{_with(participant, label)} it is {_percent(found[label])}"
+
+    orders = {label: _order(prediction, y, len(classes)) for label, prediction in predicted.items()}
+    label = _best({label: right for label, (_, right, _) in orders.items()})
+    order, right, held = orders[label]
+    if not _restored(right, held, len(classes)):
+        tried = "no usual normalisation and " if len(predicted) > 1 else ""
+        return f"{tried}no other order of its classes restores it: is it trained, and on these classes?"
+    names = ", ".join(f"{k} {classes[label]!r}" for k, label in enumerate(order[:3]))
+    more = ", ..." if len(order) > 3 else ""
+    listed = f": return logits[:, {np.argsort(order).tolist()}]" if len(order) <= LISTED_CLASSES else ""
+    way = f"{_with(participant, label)} and" if label else "with"
+    return (
+        f"its classes are in another order than the data's: its outputs are {names}{more}; {way} its outputs reordered "
+        f"it is {_percent(right)}{listed}"
+    )
+
+
+def _best(rights: dict[str, Tensor]) -> str:
+    """The first whose accuracy is as good as the best: what changes less, or is more usual, stands first."""
+    accuracies = {label: int(right.sum()) / max(len(right), 1) for label, right in rights.items()}
+    return next(label for label, value in accuracies.items() if value >= max(accuracies.values()) - AS_GOOD)
+
+
+def _with(participant: Participant, label: str) -> str:
+    if is_factory(participant.name):
+        return f"with --normalize {label}"
+    return f"put into a FILE.py:FACTORY with --normalize {label}"
+
+
+def _order(predicted: Tensor, y: Tensor, classes: int) -> tuple[list[int], Tensor, Tensor]:
+    """The most likely class of the data behind each output.
+
+    Fitted to every other image (the assignment that most of them agree with) and judged by the rest, as far as their
+    classes occurred.
+
+    Args:
+        predicted: int64 [B].
+        y: labels int64 [B].
+        classes: K.
+
+    Returns:
+        The class of each output, which of the rest it gets right, and their labels.
+    """
+    outputs, labels = predicted.cpu().numpy(), y.cpu().numpy()
+    confusion = np.zeros((classes, classes))
+    np.add.at(confusion, (outputs[::2], labels[::2]), 1)
+    order = linear_sum_assignment(confusion, maximize=True)[1]
+    held = np.isin(labels[1::2], labels[::2])
+    judged = labels[1::2][held]
+    return order.tolist(), torch.from_numpy(order[outputs[1::2][held]] == judged), torch.from_numpy(judged)
+
+
+def _restored(right: Tensor, y: Tensor, classes: int) -> bool:
+    """Whether an accuracy is above chance and more than a third of the way from the most frequent class to all.
+
+    The outputs of untrained networks, in the order that fits best, got a quarter of that way at most.
+    """
+    if not len(y) or not above_chance(right, classes):
+        return False
+    base = float(y.bincount().max()) / len(y)
+    return float(right.float().mean()) > base + (1 - base) / 3
+
+
+def _renormalized(model: Wrapped, x: Tensor) -> Iterator[tuple[str, Wrapped]]:
+    """The model behind each other usual normalisation, and behind these images' own statistics."""
+    own = "/".join(_listed(values) for values in (x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)))
+    for label in (*NORMALIZATIONS, *MORE_NORMALIZATIONS, own):
+        statistics = parse_normalize(label)
+        if max(map(len, statistics)) in (1, x.shape[1]):
+            other = model.normalized(statistics)
+            changed = zip(other.normalize.buffers(), model.normalize.buffers(), strict=True)
+            if not all(torch.equal(new, old) for new, old in changed):
+                yield label, other
+
+
+def _listed(values: Sequence[float] | Tensor) -> str:
+    return ",".join(f"{float(value):.4f}" for value in values)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    # No inference mode: what a network keeps for later calls could not take part in a gradient then.
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(CHUNK)])
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() > SAME * other.abs().max())
+
+
+def _percent(right: Tensor) -> str:
+    return f"{float(right.float().mean()):.1%}".replace("%", " %")

@@ -1,0 +1,169 @@
+"""Claims: which job computes what in a folder that several share, so that none repeats what another does.
+
+A claim is a file that its job touches again and again. Results never depend on claims: whatever two jobs compute
+twice, they compute and write alike.
+"""
+
+import json
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from robustmix.errors import StoreError
+
+HEARTBEAT = 10.0
+STALE = 60.0
+
+
+@contextmanager
+def claim(folder: Path, key: str) -> Iterator[bool]:
+    """Claim a piece of work until the end of the ``with`` block, unless a live job has it.
+
+    A job that was killed leaves its claim behind: others take it over at once on the same machine, and elsewhere after
+    `STALE` seconds. Whether the work is still to be done is to be asked inside the block: another job may have finished
+    it a moment before.
+
+    Args:
+        folder: that the jobs share; made if it is missing.
+        key: of the work, fit to be a file's name.
+
+    Yields:
+        True if it is claimed now, False if another job has it.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    path = _path(folder, key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _create(path)
+        if handle is None and _abandoned(path):
+            handle = _take_over(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
+    if handle is None:
+        yield False
+        return
+    released = threading.Event()
+    heart = threading.Thread(target=_beat, args=(handle, released), daemon=True)
+    heart.start()
+    try:
+        yield True
+    finally:
+        released.set()
+        heart.join()
+        with suppress(OSError):  # a claim that stays behind grows stale
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                path.unlink()
+        os.close(handle)
+
+
+def holder(folder: Path, key: str) -> str | None:
+    """Who has claimed a piece of work, as ``HOST, process 123``; None if nobody has."""
+    try:
+        claimed = json.loads(_path(folder, key).read_bytes())
+        return f"{claimed['host']}, process {claimed['pid']}"
+    except (OSError, ValueError):  # none, or not written yet
+        return None
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.claim"
+
+
+def _create(path: Path) -> int | None:
+    """Make a claim that was not there, and keep it open; None if it was. Of several jobs that try, one succeeds."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return None
+    os.write(handle, json.dumps(_self()).encode())
+    os.utime(handle)
+    return handle
+
+
+def _beat(handle: int, released: threading.Event) -> None:
+    """Touch a claim until it is released; by its handle, since the name may be another job's by now."""
+    while not released.wait(HEARTBEAT):
+        with suppress(OSError):
+            os.utime(handle)
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether the job that made a claim has died, or has not touched it for long."""
+    try:
+        with path.open("rb") as file:  # opening makes NFS ask the server
+            claimed, touched = file.read(), os.fstat(file.fileno()).st_mtime
+    except OSError:  # released in this moment
+        return False
+    with suppress(ValueError):  # not written yet
+        if _dead(json.loads(claimed)):
+            return True
+    return _now(path.parent) - touched > STALE
+
+
+def _take_over(path: Path) -> int | None:
+    """Replace an abandoned claim; None if another job was faster.
+
+    Only one job at a time may, so that none removes the claim that another has just made.
+    """
+    turn = path.with_suffix(".takeover")
+    handle = _create(turn)
+    if handle is None:
+        if _abandoned(turn):
+            turn.unlink(missing_ok=True)
+        return None
+    try:
+        if not _abandoned(path):
+            return None
+        path.unlink(missing_ok=True)
+        return _create(path)
+    finally:
+        os.close(handle)
+        turn.unlink(missing_ok=True)
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the folder's file system, which need not be that of this machine."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        os.utime(probe.fileno())
+        return os.fstat(probe.fileno()).st_mtime
+
+
+def _self() -> dict[str, Any]:
+    """What tells this process from all others of all machines."""
+    return {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "realm": _realm()}
+
+
+def _realm() -> str | None:
+    """The processes among which a process id means something: a boot of a machine and a namespace; None if unknown."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return None
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None if it has ended or cannot be seen."""
+    with suppress(OSError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state in (b"Z", b"X") else int(fields[18])
+    return None
+
+
+def _dead(claimed: dict[str, Any]) -> bool:
+    """Whether a claim's process can be seen to have ended; another may bear its number by now."""
+    if claimed["realm"] is None or claimed["realm"] != _realm():
+        return False
+    try:
+        os.kill(claimed["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(_started(claimed["pid"]) != claimed["started"])

@@ -1,0 +1,150 @@
+"""``robustmix compare``: what it prints against counting, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+from synthetic import INPUTS, RUNS, N, add_run, clean_of, identities, make_cell, wrong
+
+from robustmix.cli.compare import compare
+from robustmix.cli.options import Place
+from robustmix.errors import SpecError, StoreError
+from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, write_cell
+from robustmix.store.runs import read_run
+from robustmix.store.workspace import Workspace
+
+OTHER = "net.py:make"
+FGSM, IFGSM = {"name": "fgsm", "eps": [1, 2, 4]}, {"name": "ifgsm", "eps": [2, 4]}
+DEEPFOOL = {"name": "deepfool", "norm": "linf"}
+
+
+def digest(place: Workspace, name: str) -> str:
+    return "c" * 64 if name == OTHER else read_run(place, name).weights or ""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """erm1 and mixup1 under the same attacks, by themselves and by erm2; a model of others that attacked itself."""
+    place = Workspace(tmp_path_factory.mktemp("made"))
+    for name in ("erm1", "erm2", "mixup1"):
+        add_run(place, name, *RUNS[name])
+    for source, target in (
+        ("erm1", "erm1"),
+        ("mixup1", "mixup1"),
+        ("erm2", "erm1"),
+        ("erm2", "mixup1"),
+        (OTHER, OTHER),
+    ):
+        facts: dict[str, Any] = {"source_name": source, "target_name": target}
+        scored = digest(place, target)
+        write_cell(place.cells, make_cell(clean_identity(scored, INPUTS, 256), N, target_name=target))
+        for fields in (FGSM, IFGSM, DEEPFOOL):
+            for identity in identities(fields, digest(place, source), scored):
+                write_cell(place.cells, make_cell(identity, N, **facts))
+    (extra,) = identities({"name": "fgsm", "eps": [8]}, digest(place, "erm1"), digest(place, "erm1"))
+    write_cell(place.cells, make_cell(extra, N))
+    return place
+
+
+def cells(place: Workspace, fields: dict[str, Any], source: str, target: str) -> list[Cell]:
+    found = identities(fields, digest(place, source), digest(place, target))
+    return [read_cell(cell_path(place.cells, one)) for one in found]
+
+
+def printed(place: Workspace, capsys: pytest.CaptureFixture[str], *names: str, **options: Any) -> list[list[list[str]]]:
+    """The words of every line, block by block."""
+    compare(*names, place=Place(place.root), **options)
+    blocks = capsys.readouterr().out.split("\n\n")
+    return [[line.split() for line in block.splitlines()] for block in blocks]
+
+
+def test_errors_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    head, errors, *_ = printed(made, capsys, "erm1", "mixup1")
+    assert " ".join(head[0] + head[1]).startswith("erm1 and mixup1 on 50 test examples of cifar10: these two networks")
+    _, titles, _, *rows = errors
+    columns = "crafted on, attack, eps, erm1, mixup1, both right, there erm1, there mixup1, only erm1, only mixup1, p"
+    assert " ".join(titles) == columns.replace(",", "")
+    expected = []
+    for source in (None, "erm2"):
+        for label, fields in (("FGSM", FGSM), ("I-FGSM, 10 steps", IFGSM)):
+            ones, others = (cells(made, fields, source or name, name) for name in ("erm1", "mixup1"))
+            for one, other in zip(ones, others, strict=True):
+                a, b = wrong(one), wrong(other)
+                either = [x or y for x, y in zip(wrong(clean_of(made, one)), wrong(clean_of(made, other)), strict=True)]
+                both = [i for i in range(N) if not either[i]]
+                only = sum(a[i] and not b[i] for i in both), sum(b[i] and not a[i] for i in both)
+                expected.append(
+                    [
+                        source or "itself",
+                        *label.split(),
+                        f"{one.identity.eps_255:g}/255",
+                        *(f"{sum(errs) / N:.1%}" for errs in (a, b)),
+                        str(len(both)),
+                        *(f"{sum(errs[i] for i in both) / len(both):.1%}" for errs in (a, b)),
+                        *map(str, only),
+                        f"{binomtest(only[0], sum(only)).pvalue:.2g}",
+                    ]
+                )
+    assert rows == expected
+
+
+def test_smallest_breaking_budgets_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, breaking, _ = printed(made, capsys, "erm1", "mixup1")
+    rows = breaking[3:]
+    threats = [f"{source} {label} " for source in ("itself", "erm2") for label in ("FGSM", "I-FGSM, 10 steps")]
+    assert all(" ".join(row).startswith(threat) for row, threat in zip(rows, threats, strict=True))
+    ranks = []
+    for name in ("erm1", "mixup1"):
+        swept = cells(made, FGSM, name, name)
+        errs = [wrong(clean_of(made, swept[0])), *map(wrong, swept)]
+        ranks.append([next((k for k, row in enumerate(errs) if row[i]), 4) for i in range(N)])
+    earlier, later = (sum(a < b for a, b in zip(*order, strict=True)) for order in (ranks, ranks[::-1]))
+    (row,) = [" ".join(row) for row in rows if row[:2] == ["itself", "FGSM"]]
+    p = binomtest(earlier, earlier + later).pvalue
+    never = [sum(rank == 4 for rank in own) for own in ranks]
+    assert row.startswith("itself FGSM 3 "), "the budget that only one was attacked with is left out"
+    shares = " ".join(f"{count / N:.1%}" for count in (*never, earlier, later, N - earlier - later))
+    assert f" {shares} {p:.2g} " in row
+
+
+def test_worst_case_is_over_what_both_have_been_under(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    *_, worst = printed(made, capsys, "erm1", "mixup1")
+    assert " ".join(worst[1]) == "attacks: DeepFool, L-infinity; FGSM; I-FGSM, 10 steps"
+    rows = worst[4:]
+    assert [row[:3] for row in rows] == [["linf", f"{eps}/255", str(n)] for eps, n in ((1, 2), (2, 4), (4, 6))]
+    for column, name in ((3, "erm1"), (7, "mixup1")):
+        swept = [*cells(made, FGSM, name, name)[:2], cells(made, IFGSM, name, name)[0]]
+        errs = [wrong(clean_of(made, swept[0])), *map(wrong, swept)]
+        assert rows[1][column] == f"{sum(map(any, zip(*errs, strict=True))) / N:.1%}", "DeepFool's are all 4/255 long"
+
+
+def test_what_cannot_be_compared_is_one_line(made: Workspace, tmp_path: Path) -> None:
+    for names, options, kind, text in (
+        (
+            ("erm1", "nobody"),
+            {},
+            SpecError,
+            "unknown run or model 'nobody'; choose from erm1, erm2, mixup1, net.py:make",
+        ),
+        (("erm1", "erm1"), {}, SpecError, "erm1 and erm1 have the same weights: there is nothing to compare"),
+        (("erm1", "mixup1"), {"data": "digits"}, SpecError, "--data 'digits': the workspace has cells of cifar10"),
+        (
+            ("erm1", "erm2"),
+            {},
+            StoreError,
+            "no attack has been made on both erm1 and erm2 with the same examples; do that with: robustmix attack "
+            "--source erm1 erm2",
+        ),
+    ):
+        with pytest.raises(kind) as error:
+            compare(*names, place=Place(made.root), **options)
+        assert str(error.value) == text
+    with pytest.raises(SpecError, match="there is none yet"):
+        compare("erm1", "mixup1", place=Place(tmp_path))
+
+
+def test_models_of_others_are_compared_by_their_name(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    _, errors, *_ = printed(made, capsys, OTHER, "erm1")
+    assert {row[0] for row in errors[3:]} == {"itself"}
+    assert len(errors[3:]) == 5

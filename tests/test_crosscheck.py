@@ -1,0 +1,152 @@
+"""The comparison with the peers tells agreement from difference: in the API, on the command line, in the demo."""
+
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch import Tensor
+
+import robustmix
+from robustmix import AttackSpec, Suite, attacks
+from robustmix.cli.crosscheck import crosscheck as verb
+from robustmix.cli.options import Machine, Place
+from robustmix.crosscheck import Comparison, crosscheck, crosscheck_line
+from robustmix.errors import SpecError, StoreError
+from robustmix.evaluation import evaluate
+from robustmix.store.cells import read_cells, write_cell
+from robustmix.store.workspace import Workspace
+
+pytest.importorskip("torchattacks", reason="pip install robustmix[attacks]")
+pytest.importorskip("foolbox", reason="pip install robustmix[attacks]")
+
+CPU = Machine(device="cpu")
+OURS, PEERS = "robustmix", ("torchattacks", "foolbox")
+
+
+@pytest.fixture
+def half_as_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our FGSM goes half as far as it should."""
+    right = attacks.fgsm
+    monkeypatch.setattr(attacks, "fgsm", lambda model, x, y, eps: right(model, x, y, eps / 2))
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    return robustmix.load_data("digits").test.in_memory().gather(torch.arange(count), torch.device("cpu"))
+
+
+def share(which: Tensor) -> float:
+    return float(which.double().mean())
+
+
+def compare(tiny: Path, name: Any, x: Tensor, y: Tensor) -> list[Comparison]:
+    model = robustmix.load_model("mixup1", workspace=tiny)
+    return crosscheck(model, x, y, name=name, eps=32 / 255, steps=3, length=16 / 255, batch_size=32)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "ifgsm"])
+def test_ours_and_both_peers_agree_to_the_pixel(tiny: Path, name: str) -> None:
+    x, y = digits(80)
+    found = compare(tiny, name, x, y)
+    model = robustmix.load_model("mixup1", workspace=tiny)
+    x_adv = attacks.fgsm(model, x, y, 32 / 255) if name == "fgsm" else attacks.ifgsm(model, x, y, 32 / 255, 3, 16 / 255)
+    error = share(model(x_adv).argmax(1) != y)
+    assert error > 0.5
+    assert found == [Comparison(by, error, 0, 0, 0) for by in (OURS, *PEERS)]
+
+
+@pytest.mark.usefixtures("half_as_far")
+def test_a_difference_is_counted(tiny: Path) -> None:
+    x, y = digits(64)
+    ours, *theirs = compare(tiny, "fgsm", x, y)
+    model = robustmix.load_model("mixup1", workspace=tiny)
+    near, far = (attacks.fgsm(model, x, y, eps) for eps in (32 / 255, 64 / 255))
+    by_near, by_far = model(near).argmax(1), model(far).argmax(1)
+    assert ours == Comparison(OURS, share(by_near != y), 0, 0, 0)
+    for one, by in zip(theirs, PEERS, strict=True):
+        assert (one.by, one.error) == (by, share(by_far != y))
+        assert one.pixels == share(near != far) > 0.5
+        assert one.predictions == share(by_near != by_far) > 0.1
+        assert one.largest == pytest.approx(16 / 255)
+
+
+def test_peers_that_are_missing_are_left_out_and_without_any_it_says_so(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: there(name) if name == "foolbox" else None)
+    assert [one.by for one in compare(tiny, "fgsm", *digits(8))] == [OURS, "foolbox"]
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"not installed: pip install 'robustmix\[attacks\]'$"):
+        verb(target=["erm1"], eps=["16"], limit=8, machine=CPU, place=Place(tiny))
+    assert "cross-check: not made, torchattacks and foolbox not installed" in crosscheck_line(Workspace(tiny), "erm1")
+
+
+def test_the_table_on_the_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = verb(target=["erm*"], steps=3, limit=32, machine=CPU, place=Place(tiny, quiet=True))
+    out = capsys.readouterr().out
+    head, _, *rows = [line.split() for line in out.splitlines() if line.strip()]
+    assert " ".join(head) == (
+        "target attack eps by error pixels that differ predictions that differ largest difference"
+    )
+    budgets = ["8/255", "16/255", "24/255", "32/255", "48/255", "64/255"]
+    wanted = [
+        (run, a, e, by)
+        for run in ("erm1", "erm2")
+        for a in ("fgsm", "ifgsm-3")
+        for e in budgets
+        for by in [OURS, *PEERS]
+    ]
+    assert [tuple(row[:4]) for row in rows] == wanted
+    assert all(row[5:] == ["0", "0", "0"] for row in rows)
+    assert len({row[4] for row in rows}) > 5
+    assert code == 0
+
+
+@pytest.mark.usefixtures("half_as_far")
+def test_a_prediction_that_differs_is_exit_code_1(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = verb(target=["erm1"], attack=["fgsm"], eps=["64"], limit=64, machine=CPU, place=Place(tiny, quiet=True))
+    assert code == 1
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert (last[3], last[7]) == ("foolbox", "0.13")
+    assert float(last[6].rstrip("%")) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"attack": ["pgd"]}, "attack 'pgd' is not cross-checked"),
+        ({"attack": ["fgsn"]}, "did you mean 'fgsm'"),
+        ({"attack": ["fgsm"], "steps": 3}, "--steps belongs to ifgsm"),
+        ({"attack": ["fgsm"], "step_size": "3"}, "--step-size belongs to ifgsm"),
+        ({"eps": ["0.5"]}, "--eps: budget '0.5' is ambiguous"),
+        ({"eps": ["16"], "steps": 2, "step_size": "4"}, "reach only 8/255"),
+        ({"limit": 0}, "--limit 0 must be at least 1"),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"target": ["erm9"]}, "unknown run 'erm9'"),
+    ],
+)
+def test_bad_options_are_one_line(tiny: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError, match=says) as caught:
+        verb(**{"target": ["erm1"], "machine": CPU, "place": Place(tiny), **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_compares_a_cell_with_both_peers(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tiny / "runs")
+    with pytest.raises(StoreError, match="no white-box ifgsm cell of run 'erm1'"):
+        crosscheck_line(Workspace(tmp_path), "erm1")
+    ifgsm = AttackSpec(name="ifgsm", eps=(16, 32), steps=4)
+    # Another loss ascends otherwise: no cell of it is one that the peers could reproduce.
+    others = [AttackSpec(name="ifgsm", eps=(64,), steps=4, loss="margin"), AttackSpec(name="fgsm", eps=(64,))]
+    evaluate(Suite(version=1, title="test", sources=("erm1",), attack=(ifgsm, *others)), workspace=tmp_path)
+    line = crosscheck_line(Workspace(tmp_path), "erm1")
+    assert "I-FGSM-4 on erm1 in the white box, eps 32/255 = 0.1255" in line
+    assert line.count("other predictions on 0") == 2
+    for cell in read_cells(tmp_path / "results/cells"):
+        wrong = cell.rows.set_column(2, "prediction", pc.add(cell.rows["prediction"], 1).cast("int32"))
+        write_cell(tmp_path / "results/cells", replace(cell, rows=wrong))
+    assert crosscheck_line(Workspace(tmp_path), "erm1").count("other predictions on 360") == 2

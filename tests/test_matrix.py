@@ -1,0 +1,304 @@
+"""`robustmix.transfer_matrix`: models and tensors in memory, with the numbers of a whole evaluation."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustmix
+from robustmix import AttackSpec, Suite, evaluate, transfer_matrix
+from robustmix.errors import DataError, EvaluationError, RobustmixError, SpecError
+from robustmix.store.results import COLUMNS
+
+MEASURED = [
+    "source",
+    "target",
+    "role",
+    "attack",
+    "norm",
+    "loss",
+    "steps",
+    "eps_255",
+    "n",
+    "errors",
+    "initially_correct",
+]
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Path) -> dict[str, nn.Module]:
+    return {name: robustmix.load_model(name, workspace=tiny) for name in ("erm1", "mixup1", "erm2")}
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    """60 digits, uint8, and their labels."""
+    test = robustmix.load_data("digits").test
+    return test.images[:60], test.labels[:60]  # type: ignore[attr-defined]
+
+
+def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table[MEASURED].to_dict("records")
+
+
+@pytest.fixture(scope="module")
+def table(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> pd.DataFrame:
+    chosen = {name: models[name] for name in ("erm1", "mixup1")}
+    attacks = ("fgsm", "bim", "mifgsm", "pgd", "signs")
+    return transfer_matrix(chosen, *images, attacks=attacks, eps=(8 / 255, 32 / 255), steps=3, loss="logodds")
+
+
+# ---- the same numbers ------------------------------------------------------------------------------------
+
+
+def test_its_errors_are_those_of_a_whole_evaluation(table: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tiny / "runs")
+    attacks = [AttackSpec(name=name, eps=(8, 32), loss="logodds") for name in ("fgsm",)]
+    attacks += [AttackSpec(name=name, eps=(8, 32), loss="logodds", steps=3) for name in ("ifgsm", "mifgsm", "pgd")]
+    attacks += [AttackSpec(name="signs", eps=(8, 32))]
+    suite = Suite(version=1, title="t", sources=("erm1", "mixup1"), attack=tuple(attacks), limit=60)
+    whole = evaluate(suite, workspace=tmp_path)
+    assert tuple(table.columns) == COLUMNS
+    assert figures(table) == figures(whole)
+    same = ["error", "error_low", "error_high", "top5_error", "clean_error", "success", "delta_max"]
+    pd.testing.assert_frame_equal(table[same], whole[same])
+    assert len(table) == 2 + 2 * 5 * 2 * 2
+    assert table["error"].nunique() > 10
+
+
+def test_float_and_uint8_inputs_of_any_kind_agree(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
+    expected = figures(transfer_matrix(models, x, y, ("fgsm",), (32 / 255,)))
+    for inputs, labels in (
+        (x.float() / 255, y),
+        (x.double() / 255, y.int()),
+        (x.numpy(), y.numpy().astype(np.uint8)),
+        ((x.float() / 255).requires_grad_(), y),
+    ):
+        assert figures(transfer_matrix(models, inputs, labels, ("fgsm",), (32 / 255,))) == expected
+
+
+def test_targets_are_scored_and_do_not_craft(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
+    mine, targets = {"erm1": models["erm1"]}, {"mixup1": models["mixup1"], "erm1": models["erm1"]}
+    found = transfer_matrix(mine, *images, attacks=("fgsm",), eps=(32 / 255,), targets=targets)
+    assert found[["source", "target", "role"]].values.tolist() == [
+        [None, "erm1", "clean"],
+        [None, "mixup1", "clean"],
+        ["erm1", "erm1", "white"],
+        ["erm1", "mixup1", "transfer"],
+    ]
+    everything = transfer_matrix(models, *images, attacks=("fgsm",), eps=(32 / 255,))
+    both = everything.merge(found, on=["source", "target", "attack"], suffixes=("", "_found"))
+    assert len(both) == 4
+    assert (both["errors"] == both["errors_found"]).all()
+
+
+class Linear(nn.Module):
+    """Two classes, told apart by the sign of w x + b."""
+
+    def __init__(self, w: Tensor, b: float) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), b
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.w + self.b
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "dual", "largest"), [("linf", 1, 0.2), ("l2", 2, 0.7)])
+@pytest.mark.parametrize("attack", ["fgsm", "ifgsm", "mifgsm"])
+def test_errors_of_a_linear_model_are_those_of_the_closed_form(
+    attack: str, norm: Any, dual: int, largest: float
+) -> None:
+    """No perturbation lowers the margin by more than eps times the dual norm of w, and these attacks do so."""
+    rng = torch.Generator().manual_seed(0)
+    x = 0.35 + 0.3 * torch.rand(500, 40, generator=rng)
+    w = torch.randn(40, generator=rng)
+    y = (x @ w + 0.1 * torch.randn(500, generator=rng) > (x @ w).median()).long()
+    model = Linear(w, 0.003 - float((x @ w).median()))
+    budgets = [largest * share for share in (0.01, 0.05, 0.1, 0.2, 0.4, 1)]
+    found = transfer_matrix({"linear": model}, x, y, attacks=(attack,), eps=budgets, steps=4, norm=norm)
+    margins = (2 * y - 1).double() * (x.double() @ w.double() + model.b)
+    for eps, errors in zip([0.0, *budgets], found["errors"], strict=True):
+        left = margins - eps * w.double().norm(dual)
+        assert left.abs().min() > 1e-5, "no example so close that rounding decides"
+        assert errors == int((left < 0).sum())
+    assert found["errors"].iloc[0] < 40
+    assert found["errors"].iloc[-1] == 500
+
+
+def test_inputs_need_not_be_images(images: tuple[Tensor, Tensor]) -> None:
+    """Rows of features in [0, 1], and a network that has never heard of channels."""
+    torch.manual_seed(0)
+    train = robustmix.load_data("digits").train
+    x, y = train.images.flatten(1).float() / 255, train.labels  # type: ignore[attr-defined]
+    network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimiser.step()
+    rows, labels = images[0].flatten(1).float() / 255, images[1]
+    found = transfer_matrix({"mlp": network}, rows, labels, attacks=("fgsm", "pgd"), eps=(16 / 255, 64 / 255))
+    assert found["error"].iloc[0] < 0.3, "dropout is off"
+    white = found[found["role"] == "white"]
+    assert white.groupby("attack")["error"].max().min() > 0.6
+    assert (white["delta_max"] <= 1 + 1e-5).all()
+
+
+def test_saturation_does_not_pass_for_robustness(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
+    """One network with its logits a hundred times as large: cross-entropy finds no way."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 100 * models["erm1"](x)  # type: ignore[no-any-return]
+
+    both = {"honest": models["erm1"], "scaled": Scaled()}
+    error = {
+        (loss, row.source): row.error
+        for loss in ("ce", "margin")
+        for row in transfer_matrix(both, *images, ("fgsm",), (32 / 255,), loss=loss).itertuples()
+        if row.role == "white"
+    }
+    assert error["ce", "scaled"] < error["ce", "honest"] - 0.1
+    assert error["margin", "scaled"] == error["margin", "honest"]
+
+
+def test_other_libraries_attacks_have_their_own_steps_and_norm(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+    x, y = images[0][:8], images[1][:8]
+    found = transfer_matrix({"erm1": models["erm1"]}, x, y, ("fgsm", "deepfool"), (16 / 255,), steps=7, norm="linf")
+    row = found[found["attack"] == "deepfool"].iloc[0]
+    assert (row["norm"], row["steps"], math.isnan(row["eps_255"])) == ("l2", 50, True)
+
+
+# ---- models are left as they were ------------------------------------------------------------------------
+
+
+def test_models_are_left_as_found(images: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10), nn.Dropout())
+    network[3].eval()
+    network[2].weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    transfer_matrix({"a": network, "b": network}, *images, attacks=("fgsm", "pgd"), eps=(16 / 255,), steps=2)
+    assert [part.training for part in network] == [True, True, True, False]
+    assert network.training
+    assert [parameter.requires_grad for parameter in network.parameters()] == [True, True, False, True]
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_models_are_left_as_found_when_an_attack_fails(images: tuple[Tensor, Tensor]) -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, 20:30].sqrt()
+
+    network = Breaks()
+    with pytest.raises(EvaluationError, match=r"fgsm from net: in batch 0 the gradient of \d+ examples is NaN"):
+        transfer_matrix({"net": network}, *images, attacks=("fgsm",), eps=(16 / 255,))
+    assert network.training
+
+
+# ---- what is refused -------------------------------------------------------------------------------------
+
+
+class Flat(nn.Module):
+    """Logits: some of the pixels."""
+
+    def __init__(self, count: int = 10) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, 20 : 20 + self.count]
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+X, Y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+GOOD: dict[str, Any] = {"models": {"net": Flat()}, "inputs": X, "labels": Y, "attacks": ("fgsm",), "eps": (4 / 255,)}
+
+REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
+    "labels out of range": ({"labels": Y + 5}, EvaluationError, r"labels run from 5 to 10, but model 'net' gives 10"),
+    "negative labels": ({"labels": Y - 1}, EvaluationError, r"labels run from -1 to 4"),
+    "labels that are no classes": ({"labels": Y / 2}, EvaluationError, r"whole numbers \[N\].* torch.float32 \[6\]"),
+    "one label too few": ({"labels": Y[:5]}, DataError, r"\[6, 1, 8, 8\] and torch.int64 \[5\]"),
+    "nothing": ({"inputs": X[:0], "labels": Y[:0]}, EvaluationError, r"at least one; got torch.int64 \[0\]"),
+    "a name for two": ({"targets": {"net": Flat()}}, SpecError, r"'net' names one model among the models and another"),
+    "no model": ({"models": {}}, SpecError, r"there is no model to attack"),
+    "no target": ({"targets": {}}, SpecError, r"there is no target to score"),
+    "eps in grey levels": ({"eps": (4,)}, SpecError, r"eps=4 .*write eps=4/255 for 4 grey levels"),
+    "a negative budget": ({"eps": (-0.1,)}, SpecError, r"eps=-0.1 must be"),
+    "no budget": ({"eps": ()}, SpecError, r"eps"),
+    "a step in grey levels": ({"attacks": ("ifgsm",), "step_size": 1.5}, SpecError, r"step_size=1.5 .*write"),
+    "steps too short": (
+        {"attacks": ("ifgsm",), "steps": 2, "step_size": 1 / 255},
+        SpecError,
+        r"2 steps of 1/255 reach only 2/255, not the budget 4/255",
+    ),
+    "an unknown attack": ({"attacks": ("fgsn",)}, SpecError, r"unknown attack 'fgsn' \(did you mean 'fgsm'\?\)"),
+    "an unknown loss": ({"loss": "cross"}, SpecError, r"'cross'.*'logodds'"),
+    "an unknown norm": ({"norm": "l1"}, SpecError, r"'l1'.*'l2'"),
+    "normalised inputs": (
+        {"inputs": (X - 0.5) / 0.5},
+        DataError,
+        r"\[0, 1\].*from -\d.* normalisation inside the model",
+    ),
+    "inputs of 0 to 255": ({"inputs": X * 255}, DataError, r"divide pixels by 255"),
+    "inputs with NaN": ({"inputs": X.masked_fill(X > 0.9, math.nan)}, DataError, r"without NaN"),
+    "whole numbers": ({"inputs": (X * 255).long()}, DataError, r"got torch.int64"),
+    "no logits": ({"models": {"net": Pair()}}, EvaluationError, r"'net' returns tuple, not logits \[B, K\]"),
+    "features": ({"models": {"net": nn.Identity()}}, EvaluationError, r"returns \[2, 1, 8, 8\], not logits"),
+    "dlr of two classes": (
+        {"models": {"net": Flat(2)}, "labels": Y % 2, "loss": "dlr"},
+        EvaluationError,
+        r"'dlr' needs three classes, the model tells 2 apart",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
+    changes, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message) as caught:
+        transfer_matrix(**{**GOOD, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_refusals_change_is_accepted() -> None:
+    assert len(transfer_matrix(**GOOD)) == 2
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_the_precision_is_that_of_crafting(
+    precision: Any, models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    found = transfer_matrix({"erm1": models["erm1"]}, *images, ("fgsm",), (32 / 255,), precision=precision)
+    assert set(found["precision"]) == {"32", precision}
+    assert found.loc[found["role"] == "clean", "precision"].tolist() == ["32"]
+
+
+def test_batches_are_as_large_as_asked(images: tuple[Tensor, Tensor]) -> None:
+    seen: list[int] = []
+
+    class Watched(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    found = transfer_matrix({"net": Watched()}, *images, attacks=("signs",), eps=(8 / 255,), batch_size=25)
+    assert seen == [2, 25, 25, 10, 25, 25, 10], "a look at two, clean predictions, the attack"
+    assert set(found["batch_size"]) == {25}

@@ -1,0 +1,493 @@
+"""Anybody's model: loaded by its own library's code, fitted to the pixels, told apart, and refused in one line."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustmix import progress
+from robustmix.checkpoints import load_model
+from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, SpecError
+from robustmix.participants import Participant, Resize, find_participants, parse_normalize
+from robustmix.store.runs import finished_run
+from robustmix.store.workspace import Workspace
+
+DIGITS = (1, 8, 8)
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TIMM = "test_resnet.r160_in1k"
+
+FACTORIES = """
+from pathlib import Path
+from torch import nn
+from robustmix.checkpoints import read_model
+
+def network():
+    return read_model(Path({weights!r})).network
+
+class Linear(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        nn.init.eye_(self[1].weight), nn.init.zeros_(self[1].bias)
+
+ready = Linear()
+
+def as_linear():
+    return Linear()
+
+def unseeded():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def half_precision():
+    return Linear().double().half()
+
+def pair():
+    return Linear(), None
+
+class Labelled(Linear):
+    def forward(self, x):
+        return {{"logits": super().forward(x)}}
+
+def talks():
+    print("hello")
+    return Linear()
+
+def fails():
+    raise KeyError("fc.weight\\nand more")
+
+def leaves():
+    raise SystemExit("usage: train.py")
+"""
+
+
+@pytest.fixture
+def place(tiny: Path) -> Workspace:
+    return Workspace(tiny)
+
+
+@pytest.fixture
+def file(tiny: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(FACTORIES.format(weights=str(tiny / "runs" / "erm1" / "model.safetensors")))
+    return path
+
+
+def only(place: Workspace, spec: str, **options: Any) -> Participant:
+    (one,) = find_participants(place, [spec], **options)
+    return one
+
+
+def refused(kind: type[RobustmixError], place: Workspace, *specs: str, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        find_participants(place, specs, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- runs ------------------------------------------------------------------------------------------------
+
+
+def test_run_takes_part_as_it_is(place: Workspace) -> None:
+    run, one = finished_run(place, "mixup2"), only(place, "mixup2")
+    assert (one.name, one.digest, one.weights) == ("mixup2", run.weights, run.weights)
+    assert (one.method, one.group, one.seed) == ("mixup", "mixup", 2)
+    assert (one.classes, one.shape) == (tuple("0123456789"), DIGITS)
+    assert one.run is not None
+    x = torch.rand(4, *DIGITS)
+    assert torch.equal(one.load()(x), load_model("mixup2", place.root)(x))
+
+
+def test_patterns_select_each_once_in_their_order(place: Workspace, file: Path) -> None:
+    spec = f"{file}:ready"
+    found = find_participants(place, ["mixup*", spec, "erm2", "mixup1", spec, "*"], shape=DIGITS)
+    assert [one.name for one in found] == ["mixup1", "mixup2", spec, "erm2", "erm1"]
+    assert len(set(found)) == 5
+
+
+def test_unknown_run_and_kind_name_the_choices(place: Workspace) -> None:
+    assert "did you mean 'erm1'" in refused(SpecError, place, "erm11")
+    for spec in ("torchhub:resnet18", "timm:", "nets.txt:build"):
+        text = refused(SpecError, place, spec)
+        assert repr(spec) in text
+        assert "torchvision:NAME, timm:NAME, hf-hub:REPO, FILE.py:FACTORY" in text
+
+
+# ---- the user's own code ---------------------------------------------------------------------------------
+
+
+def test_factory_with_its_normalisation_is_the_run_it_was_taken_from(place: Workspace, file: Path) -> None:
+    model = load_model("erm1", place.root)
+    mean, std = float(model.normalize.mean), float(model.normalize.std)
+    one = only(place, f"{file}:network", normalize=f"{mean!r}/{std!r}", shape=DIGITS)
+    x = torch.rand(16, *DIGITS)
+    made = one.load()
+    assert torch.equal(made(x), model(x))
+    assert not torch.allclose(only(place, f"{file}:network", shape=DIGITS).load()(x), model(x))
+    assert not any(part.training for part in made.modules())
+    weight = next(weight for weight in made.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert (one.name, one.classes, one.shape, one.run) == (f"{file}:network", 10, DIGITS, None)
+    assert (one.method, one.group, one.seed) == (None, one.name, None)
+
+
+def test_that_code_runs_is_said_and_what_it_prints_stays_out_of_the_output(
+    place: Workspace, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only(place, f"{file}:talks", shape=DIGITS)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"running your code in {file}" in printed.err
+    assert "hello" in printed.err
+
+
+def test_number_of_classes_is_given_or_found_with_a_black_image(place: Workspace, file: Path) -> None:
+    assert only(place, f"{file}:ready", classes=7).classes == 7
+    assert only(place, f"{file}:ready", shape=(4, 4, 4)).classes == 10
+    assert "classes" in refused(SpecError, place, f"{file}:ready")
+    assert "[3, 8, 8]: RuntimeError: mat1" in refused(SpecError, place, f"{file}:ready", shape=(3, 8, 8))
+
+
+def test_class_function_and_module_are_factories(place: Workspace, file: Path) -> None:
+    x = torch.rand(2, *DIGITS)
+    for name in ("ready", "Linear", "as_linear", "half_precision"):
+        model = only(place, f"{file}:{name}", shape=DIGITS).load()
+        assert torch.equal(model(x), x.flatten(1)[:, :10])
+
+
+def test_code_may_import_what_lies_beside_it(place: Workspace, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.with_name("beside_nets.py").write_text("from torch import nn\nwidth = 3\n")
+    file.write_text("def net():\n from beside_nets import nn, width\n return nn.Sequential(nn.Flatten(), nn.ReLU())\n")
+    monkeypatch.chdir(file.parent)
+    before = list(sys.path)
+    assert only(place, "nets.py:net", shape=DIGITS).classes == 64
+    assert sys.path == before
+    sys.modules.pop("beside_nets")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fails", "failed in line 37: KeyError: 'fc.weight\\nand more'"),
+        ("leaves", "failed in line 40: SystemExit: usage: train.py"),
+        ("pair", "returns tuple, not a torch.nn.Module"),
+        ("Labelled", "returns dict, not logits [B, K]"),
+        ("networks", "unknown factory 'networks' (did you mean 'network'?); choose from Labelled, Linear, as_linear"),
+        ("__name__", "unknown factory '__name__'"),
+    ],
+)
+def test_factory_that_makes_no_model_is_one_line(place: Workspace, file: Path, name: str, expected: str) -> None:
+    assert expected in refused(RobustmixError, place, f"{file}:{name}", shape=DIGITS)
+
+
+def test_file_that_cannot_be_run_is_one_line(place: Workspace, file: Path) -> None:
+    file.write_text("import torch\ndef net(:\n")
+    assert "SyntaxError" in refused(SpecError, place, f"{file}:net")
+    file.write_text("import torch\n\nimport nowhere_to_be_found\n")
+    assert "failed in line 3: ModuleNotFoundError" in refused(SpecError, place, f"{file}:net")
+    assert "No such file" in refused(SpecError, place, f"{file.parent}/other.py:net")
+
+
+def test_factory_that_makes_another_model_each_time_is_refused(place: Workspace, file: Path) -> None:
+    one = only(place, f"{file}:unseeded", shape=DIGITS)
+    with pytest.raises(CheckpointError, match=r"other weights .* read its weights from a file, or seed it"):
+        one.load()
+
+
+def test_digest_tells_models_apart_and_only_models(place: Workspace, file: Path, tiny: Path, tmp_path: Path) -> None:
+    def digest(path: Path = file, name: str = "network", **options: Any) -> str:
+        return only(place, f"{path}:{name}", shape=DIGITS, **options).digest
+
+    first = digest()
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.copy(file, tmp_path / "moved" / "renamed.py"))
+    assert first == digest() == digest(moved) == digest(normalize="none") == digest(normalize="0/1")
+    others = [
+        digest(normalize="0.5/0.5"),
+        digest(normalize="0/0.5"),
+        digest(name="ready"),
+        digest(name="as_linear"),
+    ]
+    weights = tmp_path / "model.safetensors"
+    for run in ("erm1", "erm2"):
+        shutil.copy(tiny / "runs" / run / "model.safetensors", weights)
+        moved.write_text(
+            f"from pathlib import Path\nfrom robustmix.checkpoints import read_model\n"
+            f"def network():\n    return read_model(Path({str(weights)!r})).network\n"
+        )
+        others.append(digest(moved))
+    moved.write_text(moved.read_text() + "# another source\n")
+    others.append(digest(moved))
+    assert len({first, *others}) == 8
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "std"),
+    [
+        ("none", (0,), (1,)),
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("0.5,0.5,0.5/0.25, 0.5,1", (0.5, 0.5, 0.5), (0.25, 0.5, 1)),
+        ("0/0.00392157", (0,), (0.00392157,)),
+    ],
+)
+def test_normalisations(text: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    assert parse_normalize(text) == (mean, std)
+
+
+@pytest.mark.parametrize("text", ["cifar", "", "0.5", "/", "0.5/0", "0.5/-1", "123.7/58.4", "nan/1", "0/inf", "0/1/2"])
+def test_what_is_no_normalisation_names_the_choices(text: str) -> None:
+    with pytest.raises(SpecError, match=r"choose from none, cifar10, imagenet, or write MEAN/STD"):
+        parse_normalize(text)
+
+
+def test_normalisation_fits_the_channels_and_has_a_use(place: Workspace, file: Path) -> None:
+    model = only(place, f"{file}:ready", normalize="imagenet", classes=10).load()
+    x = torch.rand(2, 3, 4, 5)
+    with pytest.raises(RuntimeError, match="mat1"):
+        model(x)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in parse_normalize("imagenet"))
+    assert torch.equal(model.normalize(x), (x - mean) / std)
+    text = refused(SpecError, place, f"{file}:ready", normalize="cifar10", shape=DIGITS)
+    assert "3 values does not fit images [C, H, W] with C = 1" in text
+    assert "only FILE.py:FACTORY takes it" in refused(SpecError, place, "erm1", normalize="cifar10")
+
+
+def test_resizing_is_torchs_own() -> None:
+    for before, after in [((8, 8), (20, 12)), ((64, 48), (24, 31)), ((7, 9), (7, 18))]:
+        x = torch.rand(2, 3, *before, requires_grad=True)
+        ours = Resize(before, after)(x)
+        theirs = F.interpolate(x, after, mode="bilinear", antialias=True)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        weight = torch.rand_like(ours)
+        gradients = [torch.autograd.grad((weight * y).sum(), x)[0] for y in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+# ---- torchvision -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a download from the address with the key in it would bring; the rest of the loading is real."""
+    contents: dict[str, Any] = {}
+
+    def download(url: str, destination: str, hash_prefix: str | None = None, progress: bool = True) -> None:
+        assert hash_prefix
+        (content,) = (content for key, content in contents.items() if key in url)
+        if isinstance(content, Exception):
+            raise content
+        torch.save(content, destination)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    return contents
+
+
+@pytest.fixture
+def squeezenet(downloads: dict[str, Any]) -> nn.Module:
+    from torchvision.models import squeezenet1_1
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network: nn.Module = squeezenet1_1(weights=None)
+    downloads["squeezenet1_1"] = network.state_dict()
+    return network.eval()
+
+
+def test_torchvision_model_brings_its_classes_size_and_normalisation(
+    place: Workspace, squeezenet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision.models import SqueezeNet1_1_Weights
+    from torchvision.transforms.functional import normalize
+
+    one = only(place, "torchvision:squeezenet1_1", shape=(3, 32, 32))
+    printed = capsys.readouterr()
+    assert "torchvision:squeezenet1_1: images are resized inside the model, from 32x32 to 224x224" in printed.err
+    assert printed.out == ""
+    assert one.classes == tuple(SqueezeNet1_1_Weights.DEFAULT.meta["categories"])
+    assert (one.shape, one.group, one.run) == ((3, 32, 32), "torchvision:squeezenet1_1", None)
+    x = F.interpolate(IMAGES, (224, 224), mode="bilinear", antialias=True)
+    expected = squeezenet(normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(one.load()(IMAGES), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_the_right_size_are_not_resized(
+    place: Workspace, squeezenet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitting, any_shape = (only(place, "torchvision:squeezenet1_1", shape=shape) for shape in ((3, 224, 224), None))
+    assert "resized" not in capsys.readouterr().err
+    assert fitting.shape == any_shape.shape == (3, 224, 224)
+    assert isinstance(fitting.load().resize, nn.Identity)
+    resized = only(place, "torchvision:squeezenet1_1", shape=(3, 32, 32))
+    assert fitting.digest == any_shape.digest == resized.digest
+
+
+def test_digest_follows_the_weights_and_the_architecture(
+    place: Workspace, squeezenet: nn.Module, downloads: dict[str, Any], tmp_path: Path
+) -> None:
+    first = only(place, "torchvision:squeezenet1_1")
+    shutil.rmtree(tmp_path / "torch")
+    downloads["squeezenet1_1"] = {key: value + 1 for key, value in squeezenet.state_dict().items()}
+    other = only(place, "torchvision:squeezenet1_1")
+    assert first.digest != other.digest
+    with pytest.raises(CheckpointError, match="other weights"):
+        first.load()
+
+
+def test_other_number_of_channels_is_refused(place: Workspace, squeezenet: nn.Module) -> None:
+    text = refused(EvaluationError, place, "torchvision:squeezenet1_1", shape=DIGITS)
+    assert "takes images of 3 channels, these have 1" in text
+
+
+class Harmful:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(
+    place: Workspace, downloads: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "executed"
+    downloads["squeezenet1_0"] = {"features.0.weight": Harmful(trap)}
+    for before in (None, "0"):
+        if before:
+            monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", before)
+        text = refused(CheckpointError, place, "torchvision:squeezenet1_0")
+        assert "torchvision:squeezenet1_0 cannot be loaded: UnpicklingError: Weights only load failed" in text
+        assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == before
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Harmful(trap)))
+    assert trap.exists()
+
+
+def test_missing_network_and_foreign_weights_are_one_line(
+    place: Workspace, downloads: dict[str, Any], squeezenet: nn.Module
+) -> None:
+    downloads["squeezenet1_0"] = urllib.error.URLError("no route to host")
+    text = refused(CheckpointError, place, "torchvision:squeezenet1_0")
+    assert "URLError: <urlopen error no route to host>; what is not in the cache yet needs a connection" in text
+    downloads["squeezenet1_0"] = squeezenet.state_dict()
+    assert "RuntimeError: Error(s) in loading state_dict" in refused(
+        CheckpointError, place, "torchvision:squeezenet1_0"
+    )
+
+
+def test_torchvision_offers_classifiers_only(place: Workspace) -> None:
+    assert "did you mean 'resnet18'" in refused(SpecError, place, "torchvision:resnet8")
+    assert "unknown torchvision classifier" in refused(SpecError, place, "torchvision:fasterrcnn_resnet50_fpn")
+
+
+# ---- timm and the hub ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the hub: a repository's files lie in OWNER/NAME; the rest of the loading is real."""
+    timm = pytest.importorskip("timm")
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def download(repo_id: str, filename: str, **_: Any) -> str:
+        path = tmp_path / "hub" / repo_id / filename
+        if not path.parent.is_dir():
+            raise LocalEntryNotFoundError("cannot find the file in the local cache\nand no connection")
+        if not path.is_file():
+            raise EntryNotFoundError(f"no {filename}")
+        return str(path)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model(TIMM)
+    timm.models.save_for_hf(network, tmp_path / "hub" / "timm" / TIMM, safe_serialization=True)
+    return tmp_path / "hub"
+
+
+def normalised_by_hand(x: Tensor, network: nn.Module) -> Tensor:
+    x = F.interpolate(x, (160, 160), mode="bilinear", antialias=True)
+    logits: Tensor = network((x - 0.5) / 0.5)
+    return logits
+
+
+def test_timm_model_brings_its_size_and_normalisation(
+    place: Workspace, hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    from safetensors.torch import load_file
+
+    one = only(place, f"timm:{TIMM}", shape=(3, 32, 32))
+    assert "from 32x32 to 160x160" in capsys.readouterr().err
+    assert (one.classes, one.shape) == (1000, (3, 32, 32))
+    network = timm.create_model(TIMM).eval()
+    network.load_state_dict(load_file(hub / "timm" / TIMM / "model.safetensors"))
+    expected = normalised_by_hand(IMAGES, network)
+    torch.testing.assert_close(one.load()(IMAGES), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hub_repository_is_the_same_model_by_another_name(place: Workspace, hub: Path) -> None:
+    by_name, by_repository = find_participants(place, [f"timm:{TIMM}", f"hf-hub:timm/{TIMM}"])
+    assert by_name.digest == by_repository.digest
+    assert by_name.name != by_repository.name
+
+
+def test_hub_repository_may_name_its_classes_and_its_own_normalisation(place: Workspace, hub: Path) -> None:
+    config = hub / "timm" / TIMM / "config.json"
+    first = only(place, f"hf-hub:timm/{TIMM}")
+    facts = json.loads(config.read_text())
+    facts["label_names"] = [f"class {number}" for number in range(1000)]
+    facts["pretrained_cfg"]["mean"] = [0.25, 0.25, 0.25]
+    config.write_text(json.dumps(facts))
+    other = only(place, f"hf-hub:timm/{TIMM}")
+    assert other.classes == tuple(facts["label_names"])
+    assert first.classes == 1000
+    assert first.digest != other.digest
+
+
+def test_hub_without_connection_or_with_pickled_weights_is_one_line(
+    place: Workspace, hub: Path, tmp_path: Path
+) -> None:
+    text = refused(CheckpointError, place, "hf-hub:somebody/net")
+    assert "hf-hub:somebody/net cannot be loaded: LocalEntryNotFoundError: cannot find the file" in text
+    folder, trap = hub / "timm" / TIMM, tmp_path / "executed"
+    (folder / "model.safetensors").unlink()
+    torch.save({"conv1.weight": Harmful(trap)}, folder / "pytorch_model.bin")
+    assert "weights_only=True blocked" in refused(CheckpointError, place, f"hf-hub:timm/{TIMM}")
+    assert not trap.exists()
+
+
+def test_unknown_timm_model_names_the_closest(place: Workspace, hub: Path) -> None:
+    assert "did you mean 'resnet18" in refused(SpecError, place, "timm:resnet_18")
+
+
+@pytest.mark.parametrize(("missing", "spec"), [("timm", "timm:resnet18"), ("timm", "hf-hub:timm/resnet18.a1_in1k")])
+def test_missing_library_is_one_line(
+    place: Workspace, missing: str, spec: str, torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert "pip install 'robustmix[zoo]'" in refused(SpecError, place, spec)
+
+
+def test_quiet_is_quiet(
+    place: Workspace, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "quiet", True)
+    only(place, f"{file}:ready", shape=DIGITS)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,104 @@
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm-run"
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the scripts are in the checkout only")
+
+# Stands for robustmix, srun and scontrol: writes down its call, and as srun does what the test asks for.
+STUB = """#!/usr/bin/env bash
+printf '%s ' "${0##*/}" "$@" >>"$LOG"
+if [[ $0 == *srun ]]; then printf 'threads=%s,%s ' "$OMP_NUM_THREADS" "$SRUN_CPUS_PER_TASK" >>"$LOG"; fi
+echo >>"$LOG"
+if [[ $0 == *srun ]]; then eval "$SRUN_DOES"; fi
+"""
+WAITS = """trap 'kill $!; echo ended >>"$LOG"; exit 143' TERM; sleep 600 & echo waits >>"$LOG"; wait"""
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self.bin = folder / "bin"
+        for name in ("robustmix", "srun", "scontrol"):
+            self.stub(self.bin / name)
+
+    def stub(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(STUB)
+        path.chmod(0o755)
+
+    def submit(self, *arguments: str, srun_does: str, **variables: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *arguments],
+            cwd=self.folder,
+            env={
+                "PATH": f"{self.bin}:/usr/bin:/bin",
+                "LOG": str(self.log),
+                "SRUN_DOES": srun_does,
+                "SLURM_JOB_ID": "42",
+                **variables,
+            },
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+
+    def calls(self) -> list[str]:
+        return [line.strip() for line in self.log.read_text().splitlines()]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_job_that_ends_by_itself_ends_as_robustmix_does(cluster: Cluster, code: int) -> None:
+    job = cluster.submit("attack", "--suite", "my suite", srun_does=f"exit {code}", SLURM_CPUS_PER_TASK="8")
+    assert job.communicate(timeout=60) == (None, "")
+    assert job.returncode == code
+    assert cluster.calls() == [f"srun --kill-on-bad-exit=1 {cluster.bin}/robustmix attack --suite my suite threads=8,8"]
+
+
+def test_a_job_that_slurm_stops_ends_its_tasks_and_goes_back_to_the_queue(cluster: Cluster) -> None:
+    job = cluster.submit("run", "demo", srun_does=WAITS)
+    while not (cluster.log.exists() and "waits" in cluster.calls()):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    err = job.communicate(timeout=60)[1]
+    assert err == "Stopped by SLURM: job 42 goes back to the queue.\n"
+    assert job.returncode == 0
+    assert cluster.calls() == [
+        f"srun --kill-on-bad-exit=1 {cluster.bin}/robustmix run demo threads=1,1",
+        "waits",
+        "ended",
+        "scontrol requeue 42",
+    ]
+
+
+def test_a_job_that_cannot_go_back_to_the_queue_fails(cluster: Cluster) -> None:
+    (cluster.bin / "scontrol").write_text("#!/bin/sh\nexit 5\n")
+    job = cluster.submit("run", "demo", srun_does="kill -TERM $PPID; exec sleep 60")
+    job.communicate(timeout=60)
+    assert job.returncode == 5
+
+
+def test_robustmix_is_found_in_the_checkout_or_missed_in_one_line(cluster: Cluster) -> None:
+    (cluster.bin / "robustmix").unlink()
+    place = {"SLURM_SUBMIT_DIR": str(cluster.folder)}
+    job = cluster.submit("ls", srun_does="", **place)
+    assert "neither a robustmix in PATH nor" in job.communicate(timeout=60)[1]
+    assert job.returncode == 1
+    cluster.stub(cluster.folder / ".venv/bin/robustmix")
+    job = cluster.submit("ls", srun_does="", **place)
+    assert job.communicate(timeout=60) == (None, "")
+    assert job.returncode == 0
+    assert f"{cluster.folder}/.venv/bin/robustmix ls" in cluster.calls()[0]
+
+
+def test_the_script_can_be_executed() -> None:
+    assert os.access(SCRIPT, os.X_OK)

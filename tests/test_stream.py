@@ -1,0 +1,367 @@
+"""Streaming: the same images, labels, order and digest as in memory, and nothing left behind, whatever happens."""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustmix.data import Dataset, StreamedSplit, TensorSplit, folder, load_data, stream
+from robustmix.errors import DataError, SpecError
+
+# torch advises against more workers than there are cores.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+CPU = torch.device("cpu")
+COUNTS = {"train": 11, "test": 7}
+SIZE = (9, 6)
+
+
+def write_folder(root: Path, modes: tuple[str, ...]) -> Path:
+    """Two classes of noise, 22 images to train on and 14 to test on, whose files take turns in their modes."""
+    draws = np.random.default_rng(0)
+    for half, count in COUNTS.items():
+        for label in ("cat", "dog"):
+            (root / half / label).mkdir(parents=True)
+            for number in range(count):
+                mode = modes[number % len(modes)]
+                pixels = draws.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+                suffix = "jpg" if mode in ("L", "RGB", "CMYK") and number % 2 else "tif" if mode == "CMYK" else "png"
+                Image.fromarray(pixels).convert(mode).save(root / half / label / f"{number:02d}.{suffix}")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path, own_cache: Path) -> Path:
+    return write_folder(tmp_path / "data" / "noise", ("RGB",))
+
+
+def load(root: Path, **options: Any) -> Dataset:
+    return load_data(f"folder:{root.name}", root.parent, **options)
+
+
+def streamed(root: Path, half: str = "test", workers: int = 0) -> StreamedSplit:
+    split = getattr(load(root, stream=True, workers=workers), half)
+    assert isinstance(split, StreamedSplit)
+    return split
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were decoded in this process, in order."""
+    names: list[str] = []
+    read_image = stream.read_image
+
+    def spy(file: str, *rest: Any) -> np.ndarray:
+        names.append(Path(file).name)
+        return read_image(file, *rest)
+
+    monkeypatch.setattr(stream, "read_image", spy)
+    return names
+
+
+# ---- the same as in memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [(("RGB",), 3), (("L", "1"), 1), (("L", "L", "L", "L", "RGB"), 3), (("L", "LA"), 3), (("P", "RGBA", "CMYK"), 3)],
+    ids=["colour", "grey", "one in five coloured", "grey with transparency", "palette, transparency, print"],
+)
+def test_images_labels_order_and_digest_are_those_in_memory(
+    tmp_path: Path, own_cache: Path, modes: tuple[str, ...], channels: int, workers: int
+) -> None:
+    root = write_folder(tmp_path / "noise", modes)
+    files, memory = load(root, stream=True, workers=workers), load(root, stream=False)
+    assert files.shape == memory.shape == (channels, SIZE[1], SIZE[0])
+    assert (files.classes, files.name, files.spec) == (memory.classes, memory.name, memory.spec)
+    for ours, theirs in ((files.train, memory.train), (files.test, memory.test)):
+        assert isinstance(ours, StreamedSplit)
+        assert isinstance(theirs, TensorSplit)
+        assert len(ours) == len(theirs) == len(theirs.labels)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert ours.labels.dtype == torch.int64
+        for image, file in zip(theirs.images, ours.files, strict=True):
+            whole = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+            assert np.array_equal(image, whole[:channels])
+        assert ours.digest() == theirs.digest()
+        parts = [torch.tensor([5]), torch.tensor([13, 0, 5, 5]), torch.arange(len(ours)), torch.arange(3, 9)]
+        batches = list(ours.batches(parts, CPU))
+        for part, (x, y), expected in zip(parts, batches, theirs.batches(parts, CPU), strict=True):
+            assert x.dtype == torch.float32
+            assert torch.equal(x, theirs.images[part].float() / 255)
+            assert torch.equal(x, expected[0])
+            assert torch.equal(y, theirs.labels[part])
+            assert torch.equal(y, expected[1])
+
+
+def test_parts_of_it_are_those_in_memory(tree: Path) -> None:
+    files, memory = load(tree, stream=True), load(tree, stream=False)
+    for count in (1, 9, 22, 50, None):
+        assert len(files.train.first(count)) == len(memory.train.first(count))
+        assert files.train.first(count).digest() == memory.train.first(count).digest()
+    indices = torch.tensor([4, 21, 0])
+    assert files.train.take(indices).digest() == memory.train.take(indices).digest()
+    ours, theirs = files.with_validation(8), memory.with_validation(8)
+    assert ours.val is not None
+    assert theirs.val is not None
+    assert (len(ours.train), len(ours.val)) == (14, 8)
+    assert ours.train.digest() == theirs.train.digest()
+    assert ours.val.digest() == theirs.val.digest()
+    split = streamed(tree)
+    assert split.to(CPU) is split
+
+
+def test_a_part_keeps_the_channels_of_the_whole(tmp_path: Path, own_cache: Path) -> None:
+    files = load(write_folder(tmp_path / "noise", ("L", "L", "L", "L", "RGB")), stream=True).train
+    grey = torch.tensor([index for index, file in enumerate(files.files) if Path(file).stem not in ("04", "09")])
+    x, _ = next(files.take(grey).batches([torch.arange(len(grey))], CPU))
+    assert x.shape == (18, 3, SIZE[1], SIZE[0])
+    assert torch.equal(x[:, 0], x[:, 2])
+
+
+def test_nothing_is_decoded_before_it_is_asked_for_and_nothing_is_kept(
+    tree: Path, own_cache: Path, decoded: list[str]
+) -> None:
+    split = streamed(tree)
+    assert decoded == []
+    for _ in range(2):
+        next(split.batches([torch.tensor([1, 0]), torch.tensor([2])], CPU))
+    assert decoded == [Path(split.files[index]).name for index in (1, 0)] * 2
+    assert not own_cache.exists()
+
+
+# ---- the digest ------------------------------------------------------------------------------------------
+
+
+def test_digest_is_of_the_content_not_of_the_place_or_the_time(tree: Path, tmp_path: Path) -> None:
+    digest = streamed(tree).digest()
+    shutil.copytree(tree, tmp_path / "copy")
+    assert streamed(tmp_path / "copy").digest() == digest
+    for file in tree.rglob("*.*"):
+        os.utime(file, (1, 1))
+    assert streamed(tree).digest() == digest
+    image, label = next((tree / "test").rglob("*.png")), tree / "test" / "cat" / "00.png"
+    pixels = np.array(Image.open(image))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(image)
+    changed = streamed(tree).digest()
+    label.rename(tree / "test" / "dog" / "99.png")
+    assert len({digest, changed, streamed(tree).digest()}) == 3
+
+
+def test_digest_costs_one_pass_until_a_file_changes(tree: Path, decoded: list[str]) -> None:
+    file = tree / "test" / "dog" / "11.bmp"
+    shutil.copy(tree / "test" / "dog" / "00.png", file)
+    Image.open(file).save(file)
+    digest = streamed(tree).digest()
+    assert len(decoded) == 15
+    assert streamed(tree).digest() == digest
+    assert len(decoded) == 15
+
+    stat = file.stat()
+    Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert file.stat().st_size == stat.st_size
+    assert streamed(tree).digest() != digest
+    assert len(decoded) == 30
+
+    file.write_bytes(file.read_bytes() + b"\0")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    streamed(tree).digest()
+    assert len(decoded) == 45
+
+
+def test_digest_of_another_part_label_or_shape_is_not_mistaken_for_a_remembered_one(tree: Path) -> None:
+    split = streamed(tree)
+    others = (replace(split, labels=1 - split.labels), replace(split, shape=(1, *split.shape[1:])))
+    digests = {part.digest() for part in (split, split.first(5), split.take(torch.arange(13, -1, -1)), *others)}
+    assert len(digests) == 5
+
+
+def test_another_pillow_may_decode_otherwise(tree: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed(tree).digest()
+    monkeypatch.setattr(stream.PIL, "__version__", "0.0")
+    streamed(tree).digest()
+    assert len(decoded) == 28
+
+
+def test_digest_without_a_cache_is_given_with_a_warning(
+    tree: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_cache.parent.mkdir(exist_ok=True)
+    own_cache.write_text("a file where the folder should be")
+    assert streamed(tree).digest() == load(tree, stream=False).test.digest()
+    assert "warning: the digest of folder:noise cannot be kept" in capsys.readouterr().err
+
+
+# ---- what is wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:80]), r"04\.png cannot be decoded: "),
+        (lambda file: file.write_text("no image"), r"04\.png cannot be decoded: "),
+        (lambda file: file.unlink(), r"04\.png cannot be (decoded|read): .*No such file"),
+        (lambda file: Image.new("RGB", (9, 7)).save(file), r"/\d\d\.(png|jpg) is 9x6, .*04\.png is 9x7; resize them"),
+        (lambda file: Image.new("I;16", SIZE).save(file), r"04\.png has more than 8 bits per channel"),
+    ],
+    ids=["truncated", "no image", "gone", "another size", "16 bits"],
+)
+def test_wrong_image_is_named_in_one_line_in_batches_and_digest(
+    tree: Path, spoil: Any, message: str, workers: int
+) -> None:
+    split = streamed(tree, workers=workers)
+    file = tree / "test" / "dog" / "04.png"
+    where = split.files.index(str(file))
+    assert split.shaped_by != str(file)
+    spoil(file)
+    parts = [torch.arange(len(split))[torch.arange(len(split)) != where], torch.tensor([0, where])]
+    batches = split.batches(parts, CPU)
+    assert len(next(batches)[1]) == 13
+    for look in (lambda: next(batches), split.digest):
+        with pytest.raises(DataError, match=message) as caught:
+            look()
+        assert str(caught.value).startswith("folder:noise: ")
+        assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_test_images_of_another_shape_are_refused_before_any_is_decoded(tree: Path, decoded: list[str]) -> None:
+    for file in (tree / "test").rglob("*.*"):
+        Image.open(file).convert("L").save(file)
+    with pytest.raises(DataError, match=r"test images are \[1, 6, 9\], training images \[3, 6, 9\]"):
+        load(tree, stream=True)
+    assert decoded == []
+
+
+def test_streamed_images_are_not_for_training(tree: Path) -> None:
+    data = load(tree, stream=True)
+    with pytest.raises(DataError, match=r"^folder:noise: 22 images \(.* decoded\) are streamed .* training") as caught:
+        data.train.in_memory()
+    assert "\n" not in str(caught.value)
+    memory = load(tree, stream=False).train
+    assert memory.in_memory() is memory
+
+
+@pytest.mark.parametrize("spec", ["digits", "cifar10", "npz:some.npz", "nothing"])
+def test_only_folders_can_be_streamed(spec: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=rf"data '{spec}' cannot be streamed; only folder:NAME_OR_PATH can"):
+        load_data(spec, tmp_path, stream=True)
+
+
+def test_number_of_workers_is_checked() -> None:
+    with pytest.raises(SpecError, match="workers -1 must be at least 0"):
+        load_data("digits", workers=-1)
+
+
+# ---- workers ---------------------------------------------------------------------------------------------
+
+
+def interrupted(batches: Iterator[Any]) -> None:
+    for _ in batches:
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+
+
+def left_alone(batches: Iterator[Any]) -> None:
+    for _ in batches:
+        break
+
+
+def used_up(batches: Iterator[Any]) -> None:
+    assert len(list(batches)) == 14
+
+
+@pytest.mark.parametrize("use", [interrupted, left_alone, used_up])
+def test_workers_end_with_the_iteration(tree: Path, use: Any) -> None:
+    batches = streamed(tree, workers=2).batches(torch.arange(14).split(1), CPU)
+    try:
+        use(batches)
+    except KeyboardInterrupt:
+        assert use is interrupted
+    del batches
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_have_one_thread_each_and_draw_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Workers are forked, so they inherit the patch.
+    monkeypatch.setattr(
+        stream, "read_image", lambda *_: np.full((3, SIZE[1], SIZE[0]), torch.get_num_threads(), np.uint8)
+    )
+    split, threads, state = streamed(tree, workers=2), torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(3)
+    try:
+        seen = torch.cat([x for x, _ in split.batches(torch.arange(14).split(4), CPU)])
+    finally:
+        torch.set_num_threads(threads)
+    assert ((seen * 255).round() == 1).all()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- when ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("modes", "channels"), [(("RGB",), 3), (("L", "1"), 1), (("L", "L", "L", "RGB"), 3)])
+def test_folder_is_streamed_if_it_would_fill_more_than_half_of_the_free_memory(
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    modes: tuple[str, ...],
+    channels: int,
+) -> None:
+    root = write_folder(tmp_path / "noise", modes)
+    size = (22 + 14) * channels * SIZE[0] * SIZE[1]
+    monkeypatch.setattr(folder, "available_memory", lambda: 2.0 * size)
+    assert isinstance(load(root).test, TensorSplit)
+    assert isinstance(load(root, stream=True).test, StreamedSplit)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(folder, "available_memory", lambda: 2.0 * size - 1)
+    data = load(root, workers=2)
+    assert isinstance(data.train, StreamedSplit)
+    assert isinstance(data.test, StreamedSplit)
+    assert data.test.workers == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("folder:noise: ")
+    assert "more than half of the free memory" in line
+    assert isinstance(load(root, stream=False).test, TensorSplit)
+
+
+def test_available_memory_is_part_of_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < folder.available_memory() <= total
+
+    def no_proc(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", no_proc)
+    assert folder.available_memory() == total
+
+
+# ---- the large data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_real_jpegs_stream_as_they_are_in_memory(large_data: Path, own_cache: Path) -> None:
+    if not (large_data / "tiny-imagenet-20").is_dir():
+        pytest.skip(f"{large_data} has no tiny-imagenet-20/")
+    ours = load_data("folder:tiny-imagenet-20", large_data, stream=True, workers=2).test.first(500)
+    theirs = load_data("folder:tiny-imagenet-20", large_data, stream=False).test.first(500)
+    assert ours.shape == theirs.shape == (3, 64, 64)
+    assert ours.digest() == theirs.digest()
+    parts = torch.arange(500).split(64)
+    for (x, y), (x_memory, y_memory) in zip(ours.batches(parts, CPU), theirs.batches(parts, CPU), strict=True):
+        assert torch.equal(x, x_memory)
+        assert torch.equal(y, y_memory)
+    assert len(ours.labels.unique()) == 20
