@@ -1,0 +1,244 @@
+"""How long our attacks take beside torchattacks and foolbox in their natural loops, and beside the limit.
+
+The limit is the passes that cannot be avoided, at the same precision and layout, on prepared batches. All are timed in
+one run on the same networks and images; only ratios mean anything. `scripts/bench` prints them.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustmix import transfer_matrix
+from robustmix.data import TensorSplit, load_data
+from robustmix.models import ModelSpec, build
+from robustmix.spec.names import CraftPrecision
+
+torchattacks: Any = pytest.importorskip("torchattacks", reason="pip install robustmix[attacks]")
+foolbox: Any = pytest.importorskip("foolbox", reason="pip install robustmix[attacks]")
+
+WIDTHS: Final = {"narrow": 16, "full": 64}
+STEPS: Final = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be computed.
+
+    Attributes:
+        models: how many networks craft and are scored.
+        attacks: names.
+        eps: budgets, units of 1/255.
+        step: length of a step in units of 1/255; None for eps / steps.
+        gradients: that one source cannot do without, per example.
+        images: to attack with the narrow and with the full network.
+    """
+
+    models: int
+    attacks: tuple[str, ...]
+    eps: tuple[float, ...]
+    step: float | None
+    gradients: int
+    images: dict[str, int]
+
+    @property
+    def lengths(self) -> list[float]:
+        return [eps / 255 for eps in self.eps]
+
+    def step_at(self, eps: float) -> float:
+        return (eps / STEPS if self.step is None else self.step) / 255
+
+
+ALL: Final = {"narrow": 256, "full": 64}
+SOME: Final = {"narrow": 128, "full": 16}
+JOBS: Final = {
+    "FGSM x 8 budgets": Job(1, ("fgsm",), (0.5, 1, 2, 3, 4, 6, 8, 16), None, 1, ALL),
+    "I-FGSM-10": Job(1, ("ifgsm",), (4,), None, 10, ALL),
+    "3 x 3 matrix, steps of 1/255": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), 1, 1 + 10 + 5 + 7 + 8, SOME),
+    "3 x 3 matrix, steps of eps/10": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), None, 1 + 1 + 4 * 9, SOME),
+}
+
+
+@cache
+def images(count: int) -> tuple[Tensor, Tensor]:
+    """Real digits drawn at the size of CIFAR's images."""
+    x, y = _large(load_data("digits").test.in_memory()).gather(torch.arange(count), torch.device("cpu"))
+    return x, y
+
+
+def _large(split: TensorSplit) -> TensorSplit:
+    return TensorSplit(
+        split.images.repeat(1, 3, 1, 1).repeat_interleave(4, 2).repeat_interleave(4, 3).contiguous(), split.labels
+    )
+
+
+@cache
+def networks(size: str, count: int) -> dict[str, nn.Module]:
+    """PreAct ResNet-18s, trained for a moment so that they have something to lose, as `load_model` gives them."""
+    train = _large(load_data("digits").train.in_memory())
+    spec = ModelSpec(name="preact_resnet18", width=WIDTHS[size], classes=tuple("0123456789"), shape=(3, 32, 32))
+    found = {}
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = build(spec, *train.channel_statistics()).to(memory_format=torch.channels_last).train()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for indices in torch.randint(len(train), (48, 32)):
+            x, y = train.gather(indices, torch.device("cpu"))
+            optimiser.zero_grad()
+            F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y).backward()
+            optimiser.step()
+        found[f"net{seed}"] = model.eval()
+    return found
+
+
+Predictions = dict[tuple[str, str, str, float], Tensor]
+
+
+def by_us(job: Job, models: dict[str, nn.Module], x: Tensor, y: Tensor, precision: CraftPrecision = "32") -> np.ndarray:
+    """Our own API at its defaults; errors in a fixed order."""
+    step = None if job.step is None else job.step / 255
+    table = transfer_matrix(models, x, y, job.attacks, job.lengths, STEPS, step, precision=precision)
+    table = table[table["role"] != "clean"].sort_values(["source", "target", "attack", "eps_255"])
+    return table["errors"].to_numpy()
+
+
+def by_torchattacks(job: Job, models: dict[str, nn.Module], x: Tensor, y: Tensor) -> np.ndarray:
+    """The loop that its users write: an attack object per budget, then a prediction per target."""
+    errors = {}
+    for target in models.values():
+        with torch.no_grad():
+            target(x).argmax(1)
+    for source, model in models.items():
+        for name in job.attacks:
+            for eps in job.eps:
+                if name == "fgsm":
+                    attack = torchattacks.FGSM(model, eps=eps / 255)
+                else:
+                    step = job.step_at(eps)
+                    attack = torchattacks.PGD(model, eps=eps / 255, alpha=step, steps=STEPS, random_start=False)
+                x_adv = attack(x, y)
+                for target, other in models.items():
+                    with torch.no_grad():
+                        errors[source, target, name, eps] = int((other(x_adv).argmax(1) != y).sum())
+    return np.array([errors[key] for key in sorted(errors)])
+
+
+def by_foolbox(job: Job, models: dict[str, nn.Module], x: Tensor, y: Tensor) -> np.ndarray:
+    """The loop that its users write: all budgets in one call where the step allows it, then a prediction per target."""
+    errors = {}
+    for target in models.values():
+        with torch.no_grad():
+            target(x).argmax(1)
+    for source, model in models.items():
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        for name in job.attacks:
+            attack = foolbox.attacks.FGSM()
+            if name != "fgsm":
+                rule = {"rel_stepsize": 1 / STEPS} if job.step is None else {"abs_stepsize": job.step / 255}
+                attack = foolbox.attacks.LinfPGD(steps=STEPS, random_start=False, **rule)
+            _, clipped, _ = attack(wrapped, x, y, epsilons=job.lengths)
+            for eps, x_adv in zip(job.eps, clipped, strict=True):
+                for target, other in models.items():
+                    with torch.no_grad():
+                        errors[source, target, name, eps] = int((other(x_adv).argmax(1) != y).sum())
+    return np.array([errors[key] for key in sorted(errors)])
+
+
+def limit(job: Job, models: dict[str, nn.Module], x: Tensor, y: Tensor, precision: CraftPrecision = "32") -> None:
+    """Only the gradients and predictions that nobody can do without, on prepared batches."""
+    attacked = len(job.attacks) * len(job.eps)
+    for model in models.values():
+        for _ in range(job.gradients):
+            at = x.detach().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(at)
+            torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), at)
+    with torch.inference_mode():
+        for model in models.values():
+            for _ in range(1 + attacked * len(models)):
+                model(x).argmax(1)
+
+
+PEERS: Final[dict[str, Callable[[Job, dict[str, nn.Module], Tensor, Tensor], np.ndarray]]] = {
+    "torchattacks": by_torchattacks,
+    "foolbox": by_foolbox,
+}
+
+
+def timed(benchmark: Any, run: Callable[[], Any], rounds: int) -> Any:
+    """The result of a function that is timed several times after a warm-up."""
+    return benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
+
+
+def prepared(size: str, job: Job, layout: torch.memory_format) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+    x, y = images(job.images[size])
+    models = networks(size, job.models)
+    if layout == torch.contiguous_format:
+        models = {name: deepcopy(model).to(memory_format=layout) for name, model in models.items()}
+    return models, x.contiguous(memory_format=layout), y
+
+
+def rounds(size: str, job: Job) -> int:
+    return 3 if job.models > 1 or size == "full" else 5
+
+
+@cache
+def our_errors(size: str, name: str) -> np.ndarray:
+    models, x, y = prepared(size, JOBS[name], torch.channels_last)
+    return by_us(JOBS[name], models, x, y)
+
+
+PARTS: Final[Sequence[str]] = (
+    "limit",
+    "ours",
+    "torchattacks",
+    "foolbox",
+    "limit, bf16",
+    "ours, bf16",
+    "ours, compiled",
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("size", WIDTHS)
+def test_attack(benchmark: Any, size: str, name: str, part: str) -> None:
+    job = JOBS[name]
+    who, _, mode = part.partition(", ")
+    if mode == "compiled" and job.models > 1:
+        pytest.skip("compiling three networks takes minutes and tells no more than one does")
+    peer = PEERS.get(who)
+    layout = torch.contiguous_format if peer else torch.channels_last
+    models, x, y = prepared(size, job, layout)
+    benchmark.group = f"{name}, {size}"
+    benchmark.extra_info.update(job=name, size=size, part=part, images=len(x), threads=torch.get_num_threads())
+    if who == "limit":
+        for model in models.values():
+            model.requires_grad_(False)
+        timed(benchmark, lambda: limit(job, models, x, y, "bf16" if mode else "32"), rounds(size, job))
+        for model in models.values():
+            model.requires_grad_(True)
+        return
+    if peer is None:
+        if mode == "compiled":
+            models = {name: cast(nn.Module, torch.compile(model)) for name, model in models.items()}
+        kind: CraftPrecision = "bf16" if mode == "bf16" else "32"
+        errors = timed(benchmark, lambda: by_us(job, models, x, y, kind), rounds(size, job))
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            errors = timed(benchmark, lambda: peer(job, models, x, y), rounds(size, job))
+    ours = our_errors(size, name)
+    if not mode:
+        assert errors.tolist() == ours.tolist(), "not the same errors"
+    benchmark.extra_info.update(
+        errors=int(errors.sum()), of=len(x) * len(errors), changed=float(np.abs(errors - ours).max() / len(x))
+    )
