@@ -152,6 +152,8 @@ def pick_device(name: Device) -> torch.device:
         SpecError: the device is not there.
     """
     exact_float32()
+    # The fastest algorithms add in no fixed order, so that signs would differ from one run to the next.
+    torch.backends.cudnn.deterministic = True
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))

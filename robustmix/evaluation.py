@@ -1,7 +1,6 @@
 """The matrix, unit by unit: what is missing is computed, by as many processes and jobs as there are."""
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from robustmix._version import __version__
 from robustmix.data import Split
 from robustmix.device import Team, describe_device, is_out_of_memory, launch, synchronize
 from robustmix.errors import EvaluationError, StoreError
+from robustmix.gallery import Gallery
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
 from robustmix.participants import Participant
 from robustmix.planning import (
@@ -34,11 +34,10 @@ from robustmix.planning import (
 )
 from robustmix.progress import say
 from robustmix.sanity import check_model
-from robustmix.spec.attack import Course
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
-from robustmix.store.atomic import write_atomically, write_text
-from robustmix.store.cells import Cell, CellFacts, cell_path, gallery_path, read_cell, write_cell
+from robustmix.store.atomic import write_atomically
+from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, write_cell
 from robustmix.store.claims import claim, holder
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
@@ -116,6 +115,7 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     # What is missing may have changed between one process's look and another's: all go by rank 0's.
     plan = replace(plan, missing=team.share(plan.missing))
     job = _Job(plan, place, team)
+    job.check_strangers()
     units = plan.units
     pending = list(enumerate(units, 1))
     computed, told = 0, False
@@ -155,6 +155,13 @@ class _Job:
         self.inputs: Split = plan.inputs.to(team.device)
         self._models: dict[tuple[str, bool], nn.Module] = {}
 
+    def check_strangers(self) -> None:
+        """Look at other people's models before anything is computed, not when their turn comes."""
+        for unit in self.plan.units:
+            for one in (*(cell.target for cell in unit.cells), unit.source):
+                if one is not None and one.run is None:
+                    self._model(one, compiled=False)
+
     def finish(self, unit: Unit, title: str) -> int:
         """Compute what is missing of a unit, in smaller batches if memory runs out, and write it; counts the cells."""
         missing = self._still_missing(unit)
@@ -162,7 +169,7 @@ class _Job:
             return 0
         for size in halved(unit.batch_size):
             smaller = resized(missing, size)
-            if self._measured(smaller, title, missing.batch_size):
+            if self._measured(smaller, unit, title):
                 break
             say(f"memory ran out with batches of {size}: {title} starts again with {size // 2}")
         else:
@@ -170,23 +177,26 @@ class _Job:
         if size < unit.batch_size:
             clean = self._still_missing(clean_unit(smaller))
             if clean:
-                self._measured(clean, f"{title}, clean", size)
+                self._measured(clean, unit, f"{title}, clean")
         return len(missing.cells)
 
     def _still_missing(self, unit: Unit) -> Unit | None:
         """What of a unit nobody has computed in the meantime, as rank 0 sees it."""
         return unit.only(self.team.share(missing_cells(unit, self.place) if self.team.rank == 0 else []))
 
-    def _measured(self, unit: Unit, title: str, asked: int) -> bool:
-        """Compute and write the cells of a unit; False if memory ran out in any process."""
+    def _measured(self, unit: Unit, claimed: Unit, title: str) -> bool:
+        """Compute and write the cells of a unit; False if memory ran out in any process.
+
+        Files in the making bear the key of the unit that is claimed, so that no other job writes them.
+        """
         started = time.perf_counter()
         batches = torch.arange(len(self.inputs)).split(unit.batch_size)
-        images = _Gallery(unit, self.place, self.inputs, self.team) if unit.save_images else None
+        images = Gallery(unit, self.place, self.inputs, self.team, claimed.key) if unit.save_images else None
         try:
             own = self._attempt(unit, batches, title, images)
             if images:
                 images.flush()
-            everything = _gathered(unit, own, len(self.inputs), batches, self.place, self.team)
+            everything = _gathered(claimed, own, len(self.inputs), batches, self.place, self.team)
             complete = self.team.share(everything is not None)
             if images and everything is not None:
                 images.finish(self.plan)
@@ -197,14 +207,16 @@ class _Job:
             seconds = time.perf_counter() - started
             if everything.waited > WORTH_SAYING * seconds:
                 say(f"{title}: {everything.waited / seconds:.0%} of the time went into waiting for data (--workers)")
-            halved_from = asked if unit.batch_size < asked else None
+            # Clean predictions that an attack of smaller batches is compared with replace none at the size asked for.
+            smaller = unit.batch_size < claimed.batch_size and (unit.source is None) == (claimed.source is None)
+            halved_from = claimed.batch_size if smaller else None
             for cell, columns in zip(unit.cells, everything.columns, strict=True):
                 facts = self._facts(unit, cell, everything, seconds, halved_from)
                 write_cell(self.place.cells, Cell(cell.identity, facts, rows(columns, self.inputs.labels)))
         return complete
 
     def _attempt(
-        self, unit: Unit, batches: tuple[Tensor, ...], title: str, images: "_Gallery | None"
+        self, unit: Unit, batches: tuple[Tensor, ...], title: str, images: "Gallery | None"
     ) -> Measured | None:
         team = self.team
         keep: Keep | None = images.keep if images else None
@@ -233,7 +245,8 @@ class _Job:
                 if one.run is None:
                     # Of the whole test set: the examples in use may be too few to tell an accuracy from chance.
                     test = self.plan.data.test
-                    some = torch.arange(min(CHECKED, len(test)))
+                    # Spread over it: the images of a class may lie together.
+                    some = torch.linspace(0, len(test) - 1, min(CHECKED, len(test)), dtype=torch.float64).long()
                     x, y = next(iter(test.batches([some], self.team.device)))
                     check_model(one, model, x, y, self.plan.data.classes)
                 self._models[key] = model
@@ -256,6 +269,7 @@ class _Job:
             batches=batch_states(measured.states),
             unit_seconds=round(seconds, 3),
             data_wait=round(measured.waited / seconds, 4),
+            normalize=self.plan.normalize,
             halved_from=halved_from,
             device=describe_device(self.team.device),
             torch=torch.__version__,
@@ -264,12 +278,12 @@ class _Job:
 
 
 def _gathered(
-    unit: Unit, own: Measured | None, count: int, batches: tuple[Tensor, ...], place: Workspace, team: Team
+    claimed: Unit, own: Measured | None, count: int, batches: tuple[Tensor, ...], place: Workspace, team: Team
 ) -> Measured | None:
     """On rank 0, what all processes have measured, in the examples' order; None if memory ran out in any."""
     if team.size == 1:
         return own
-    paths = [place.parts / f"{unit.key}.{rank}.npz" for rank in range(team.size)]
+    paths = [place.parts / f"{claimed.key}.{rank}.npz" for rank in range(team.size)]
     parts = {"failed": np.array(1)} if own is None else {"failed": np.array(0), **vars(own)}
     write_atomically(paths[team.rank], lambda file: np.savez(file, **parts))
     team.barrier()
@@ -292,56 +306,6 @@ def _gathered(
                 states[rank :: team.size] = part["states"]
     forward, backward = (sum(int(part[what]) for part in read) for what in ("forward", "backward"))
     return Measured(columns, states, forward, backward, max(float(part["waited"]) for part in read))
-
-
-class _Gallery:
-    """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
-
-    def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team) -> None:
-        self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
-        self._unit, self._team = unit, team
-        shape = (len(inputs), *inputs.shape)
-        if team.rank == 0:
-            place.gallery.mkdir(parents=True, exist_ok=True)
-            for path in self._paths.values():
-                np.lib.format.open_memmap(_part(path), mode="w+", dtype=np.uint8, shape=shape).flush()
-        team.barrier()
-        self._files = {
-            course: np.lib.format.open_memmap(_part(path), mode="r+") for course, path in self._paths.items()
-        }
-
-    def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
-        """Keep uint8 images [B, C, H, W] of examples [B]."""
-        self._files[course][indices.numpy()] = levels.cpu().numpy()
-
-    def flush(self) -> None:
-        """Let the other processes see what this one has kept."""
-        for file in self._files.values():
-            file.flush()
-
-    def finish(self, plan: Plan) -> None:
-        """Give the files their names, each beside what it is."""
-        for course, path in self._paths.items():
-            identity = self._unit.at(course)[0].identity
-            what = {
-                **identity.model_dump(exclude={"target"}),
-                "source_name": self._unit.source.name if self._unit.source else None,
-                "data": plan.data.spec,
-                "images": path.name,
-            }
-            write_text(path.with_suffix(".json"), json.dumps(what, indent=1) + "\n")
-            _part(path).replace(path)
-        say(f"adversarial images: {', '.join(str(path) for path in self._paths.values())}")
-
-    def close(self) -> None:
-        """Remove what has not been finished."""
-        if self._team.rank == 0:
-            for path in self._paths.values():
-                _part(path).unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def estimate_seconds(plan: Plan, device: torch.device) -> float:

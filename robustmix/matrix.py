@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,21 @@ from robustmix._version import __version__
 from robustmix.attacks.foreign import check_installed
 from robustmix.attacks.victim import frozen
 from robustmix.data import TensorSplit
-from robustmix.device import describe_device, exact_float32
+from robustmix.device import describe_device, exact_float32, is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
 from robustmix.participants import Participant
-from robustmix.planning import CLEAN, DEFAULT_BATCH, Unit, Wanted, make_identity
+from robustmix.planning import CLEAN, DEFAULT_BATCH, Unit, Wanted, halved, make_identity
+from robustmix.progress import say
+from robustmix.sanity import check_outputs
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, Course, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
+
+LOOKED_AT: Final = 16
 
 
 def transfer_matrix(
@@ -36,7 +41,7 @@ def transfer_matrix(
     step_size: float | None = None,
     loss: str = "ce",
     norm: Norm = "linf",
-    batch_size: int | None = None,
+    batch_size: int = DEFAULT_BATCH,
     targets: Mapping[str, nn.Module] | None = None,
     precision: CraftPrecision = "32",
 ) -> pd.DataFrame:
@@ -53,9 +58,9 @@ def transfer_matrix(
         step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
         loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budgets, ``linf`` or ``l2``.
-        batch_size: examples per batch; 256 if not given.
-        targets: that are scored, by name; the models if not given. A target that is one of the models, under the same
-            name, is attacked in the white box.
+        batch_size: examples per batch; halved where memory runs out.
+        targets: that are scored, by name; the models if not given. A target that is one of the models is attacked in
+            the white box.
         precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
 
     Returns:
@@ -71,6 +76,8 @@ def transfer_matrix(
         raise SpecError(f"{strange[0]!r} names one model among the models and another among the targets")
     if not models or not scored:
         raise SpecError("there is no model to attack" if not models else "there is no target to score")
+    if batch_size < 1:
+        raise SpecError(f"batch_size={batch_size!r} must be at least 1")
     specs = _specs(attacks, eps, steps, step_size, {"loss": loss, "norm": norm, "precision": precision})
     check_installed([spec.name for spec in specs])
     exact_float32()
@@ -80,7 +87,7 @@ def transfer_matrix(
     participants = {
         name: Participant(
             name=name,
-            digest=hashlib.sha256(name.encode()).hexdigest(),
+            digest=hashlib.sha256(str(id(model)).encode()).hexdigest(),
             classes=classes[name],
             shape=None,
             run=None,
@@ -88,12 +95,22 @@ def transfer_matrix(
         )
         for name, model in everyone.items()
     }
-    size = batch_size or DEFAULT_BATCH
-    goals = [participants[name] for name in scored]
-    units = [_unit(None, None, (CLEAN,), goals, size)]
-    units += [_unit(participants[source], spec, spec.courses(None), goals, size) for source in models for spec in specs]
-    cells = [cell for unit in units for cell in _measured(unit, split.to(device), device)]
-    return results_table(cells, participants.values())
+    # One model under two names is measured once and shown under both.
+    crafting = list({participants[name].digest: participants[name] for name in models}.values())
+    goals = list({participants[name].digest: participants[name] for name in scored}.values())
+    on_device = split.to(device)
+    for size in halved(batch_size):
+        units = [_unit(None, None, (CLEAN,), goals, size)]
+        units += [_unit(source, spec, spec.courses(None), goals, size) for source in crafting for spec in specs]
+        try:
+            cells = [cell for unit in units for cell in _measured(unit, on_device, device)]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            say(f"memory ran out with batches of {size}: starting again with {size // 2}")
+        else:
+            return results_table(cells, participants.values())
+    raise EvaluationError("memory ran out with a single example")
 
 
 def _specs(
@@ -151,6 +168,8 @@ def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.devi
         raise EvaluationError(f"model {name!r} returns {got}, not logits [B, K]: return its logits alone")
     if low < 0 or high >= logits.shape[1]:
         raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
+    some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
+    check_outputs(f"model {name!r}", model, some, logits.shape[1])
     return int(logits.shape[1])
 
 

@@ -86,6 +86,7 @@ def measure(
     """
     precision: Precision = unit.attack.precision if unit.attack else "32"
     source = _Counted(load(unit.source), device, precision) if unit.source else None
+    exact = source if precision == "32" or unit.source is None else _Counted(load(unit.source), device, "32")
     targets = {one.digest: _Counted(load(one), device, "32") for one in {cell.target for cell in unit.cells}}
     # More processes than batches leave some without any.
     records = [[torch.empty(len(COLUMNS), 0, dtype=torch.float64, device=device)] for _ in unit.cells]
@@ -99,7 +100,7 @@ def measure(
             x, y = next(stream)
             waited += time.perf_counter() - asked
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-            crafting = _Crafting(unit, source, x, y, number)
+            crafting = _Crafting(unit, source, exact, x, y, number)
             for course, x_adv in crafting.batches():
                 cells = unit.at(course)
                 norm = unit.attack.metric if unit.attack else "linf"
@@ -120,7 +121,7 @@ def measure(
     columns = torch.stack([torch.cat(parts, dim=1) for parts in records]).cpu().numpy()
     state = torch.stack(states).cpu().numpy() if states else np.empty((0, len(STATE)))
     _check(unit, columns, state, numbers, batches)
-    counted = [*targets.values(), *([source] if source else [])]
+    counted = {one for one in (*targets.values(), source, exact) if one is not None}
     forward, backward = (sum(getattr(one, what) for one in counted) for what in ("forwards", "backwards"))
     return Measured(columns, state, forward, backward, waited)
 
@@ -165,8 +166,8 @@ def rows(columns: np.ndarray, labels: Tensor) -> pa.Table:
 
 
 def batch_states(states: np.ndarray) -> tuple[BatchState, ...]:
-    """The states of the source by batch, to four significant digits."""
-    short = [[float(f"{value:.4g}") for value in row] for row in states]
+    """The states of the source by batch, to four significant digits, where gradients were taken."""
+    short = [[float(f"{value:.4g}") for value in row] for row in states if not np.isnan(row).any()]
     count = len(GAP_QUANTILES)
     return tuple(BatchState(gap=tuple(row[:count]), saturated=row[count], zero_gradient=row[-3]) for row in short)
 
@@ -198,8 +199,10 @@ class _Counted(nn.Module):
 class _Crafting:
     """A unit's attack on one batch."""
 
-    def __init__(self, unit: Unit, source: nn.Module | None, x: Tensor, y: Tensor, number: int) -> None:
-        self.unit, self.source, self.x, self.y = unit, source, x, y
+    def __init__(
+        self, unit: Unit, source: nn.Module | None, exact: nn.Module | None, x: Tensor, y: Tensor, number: int
+    ) -> None:
+        self.unit, self.source, self.exact, self.x, self.y, self.number = unit, source, exact, x, y, number
         self.seed = [unit.attack.seed if unit.attack else 0, number]
         self.victim: Victim | None = None
 
@@ -209,11 +212,13 @@ class _Crafting:
         if attack is None or source is None:
             yield CLEAN, self.x
         elif attack.name in FOREIGN or attack.impl != "robustmix":
-            labels = self._labels(attack, source)
+            labels = self._labels(attack)
             for course in courses:
                 yield course, self._foreign(attack, source, labels, course)
         else:
-            frozen_labels = self.y if attack.labels == "true" else None
+            # In float32 the first gradient's own pass predicts the labels; bf16 might predict others.
+            own = attack.labels == "predicted" and attack.precision == "32"
+            frozen_labels = None if own else self._labels(attack)
             self.victim = Victim(source, frozen_labels, attack.loss, trusted=True)
             lengths_of = {_pixels(course): course for course in courses}
             decay = attack.options.get("decay", 0.0)
@@ -224,25 +229,34 @@ class _Crafting:
                 yield lengths_of[course], x_adv
 
     def state(self) -> list[Tensor]:
-        """What the gradients showed, float64 [`STATE`], if any was taken."""
+        """What the passes of an attack of ours showed, float64 [`STATE`]; NaN for what only a gradient shows."""
         victim = self.victim
         if victim is None or victim.finite is None:
             return []
         bad = ~victim.finite
+        found = torch.stack([bad.sum().double(), bad.int().argmax().double()])
+        if not len(victim.gap):
+            return [torch.cat([torch.full_like(found[:1], torch.nan).expand(len(STATE) - len(found)), found])]
         levels = torch.tensor(GAP_QUANTILES, device=bad.device)
         # By lower neighbours, which unlike interpolation stay numbers where a gap is infinite.
         gaps = victim.gap.quantile(levels, interpolation="lower")
         shares = [part.double().mean() for part in (victim.saturated, victim.zero_gradient)]
-        return [torch.cat([gaps.double(), torch.stack([*shares, bad.sum().double(), bad.int().argmax().double()])])]
+        return [torch.cat([gaps.double(), torch.stack(shares), found])]
 
-    def _labels(self, attack: AttackSpec, source: nn.Module) -> Tensor:
-        if attack.labels == "true":
+    def _labels(self, attack: AttackSpec) -> Tensor:
+        if attack.labels == "true" or self.exact is None:
             return self.y
         with torch.no_grad():
-            logits: Tensor = source(self.x)
+            logits: Tensor = self.exact(self.x)
             return logits.argmax(dim=1)
 
     def _foreign(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
+        try:
+            return self._by_library(attack, source, labels, course)
+        except EvaluationError as error:
+            raise EvaluationError(f"{self.unit.title}: in batch {self.number}: {error}") from None
+
+    def _by_library(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
         at = _pixels(course)
         classes = self._classes()
         if attack.impl != "robustmix":

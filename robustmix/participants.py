@@ -1,49 +1,17 @@
-"""Who takes part in an evaluation: runs of the workspace, and models of anybody else.
+"""Who takes part in an evaluation: runs of the workspace, and models of anybody else."""
 
-The user's own code is executed, and that is said; of everything else only weights are read, and nothing is unpickled.
-"""
-
-import hashlib
-import json
-import math
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
-from typing import Final
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from robustmix.checkpoints import load_model, read_spec
-from robustmix.data.load import _torchvision_datasets
-from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, SpecError
-from robustmix.models.classifier import Normalize
-from robustmix.progress import say
-from robustmix.spec.names import unknown
+from robustmix.errors import SpecError
 from robustmix.spec.suite import match_runs
 from robustmix.store.runs import WEIGHTS, Run, finished_run, run_names
 from robustmix.store.workspace import Workspace
-
-CHOICES: Final = "a run, torchvision:NAME, timm:NAME, hf-hub:REPO, FILE.py:FACTORY"
-
-Shape = tuple[int, int, int]
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-# Mean and standard deviation per channel in [0, 1] pixel units; one value stands for all channels.
-NORMALIZATIONS: Final[dict[str, Statistics]] = {
-    "none": ((0.0,), (1.0,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+from robustmix.zoo import Shape, Statistics, is_factory, open_model, parse_normalize
 
 
 @dataclass(frozen=True)
@@ -53,7 +21,7 @@ class Participant:
     Attributes:
         name: the run's, or the spec as given.
         digest: SHA-256 that tells what it computes apart: a run's weights file; else kind, the source of the user's
-            code, size, normalisation and weights.
+            code and of what it imports from its folder, size, normalisation and weights.
         classes: their names in the order of the logits, or only their number where it has no names for them.
         shape: [C, H, W] of the images that it takes; None for any.
         run: if it is one.
@@ -86,87 +54,6 @@ class Participant:
     def group(self) -> str:
         """The name that a run shares with those that differ by the seed; other models stand alone."""
         return self.run.group if self.run else self.name
-
-
-class Resize(nn.Module):
-    """Bilinear, antialiased resizing as one matrix per axis.
-
-    The same map as torch's own, whose backward pass adds in no fixed order on a GPU, so that attacks would differ.
-
-    Args:
-        before: height and width of the images.
-        after: height and width that the network was made for.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        super().__init__()
-        rows, columns = (
-            F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=True)[0, 0]
-            for old, new in zip(before, after, strict=True)
-        )
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns.T.contiguous(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to [B, C, height, width]."""
-        return (self.rows @ x @ self.columns).contiguous(memory_format=torch.channels_last)
-
-
-class Wrapped(nn.Module):
-    """Somebody else's network behind its resizing and normalisation: pixels in [0, 1] in, logits out.
-
-    Attributes:
-        spec: as given, for messages.
-        resize: to the size that the network was made for, if images have another.
-        normalize: the pixels, as in training.
-        network: the rest.
-    """
-
-    def __init__(self, spec: str, resize: nn.Module, normalize: Normalize, network: nn.Module) -> None:
-        super().__init__()
-        self.spec = spec
-        self.resize = resize
-        self.normalize = normalize
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, C, H, W] in [0, 1] to logits [B, K].
-
-        Raises:
-            EvaluationError: the network returns anything else.
-        """
-        logits = self.network(self.normalize(self.resize(x)))
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise EvaluationError(f"{self.spec} returns {got}, not logits [B, K]: return its logits alone")
-        return logits
-
-    def normalized(self, statistics: Statistics) -> "Wrapped":
-        """The same network behind another normalisation."""
-        mean = self.normalize.mean
-        return Wrapped(self.spec, self.resize, _normalize(statistics, mean.shape[1]).to(mean.device), self.network)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A network with its weights and what is known about it.
-
-    Attributes:
-        network: takes normalised pixels.
-        statistics: to normalise with.
-        identity: what tells its code apart.
-        classes: their names, their number, or None if only a forward pass tells.
-        shape: [C, H, W] that it was made for; None for any.
-    """
-
-    network: nn.Module
-    statistics: Statistics
-    identity: tuple[str, ...]
-    classes: tuple[str, ...] | int | None = None
-    shape: Shape | None = None
 
 
 def find_participants(
@@ -207,37 +94,9 @@ def find_participants(
     return list(found.values())
 
 
-def parse_normalize(text: str) -> Statistics:
-    """Mean and standard deviation per channel from ``none``, ``cifar10``, ``imagenet`` or ``MEAN/STD``.
-
-    Args:
-        text: MEAN and STD are comma lists in [0, 1] pixel units with a value per channel, or one for all channels.
-
-    Raises:
-        SpecError: it is none of these.
-    """
-    if text in NORMALIZATIONS:
-        return NORMALIZATIONS[text]
-    try:
-        mean, std = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
-    except ValueError:
-        mean = std = ()
-    if not mean or not std or not all(0 <= value <= 1 for value in mean) or not all(0 < v < math.inf for v in std):
-        raise SpecError(
-            f"--normalize {text}: choose from {', '.join(NORMALIZATIONS)}, or write MEAN/STD in units of [0, 1] pixels "
-            "with STD above 0, such as 0.5,0.5,0.5/0.25,0.25,0.25"
-        )
-    return mean, std
-
-
 def is_foreign(pattern: str) -> bool:
     """Whether a pattern names a model of somebody else's; no run's name holds a colon."""
     return ":" in pattern
-
-
-def is_factory(pattern: str) -> bool:
-    """Whether a pattern names code of the user's, ``FILE.py:FACTORY``."""
-    return pattern.rpartition(":")[0].endswith(".py")
 
 
 def _own(place: Workspace, name: str) -> Participant:
@@ -249,220 +108,5 @@ def _own(place: Workspace, name: str) -> Participant:
 
 
 def _foreign(spec: str, statistics: Statistics, shape: Shape | None, classes: int | None) -> Participant:
-    make = _maker(spec, statistics)
-    made = make()
-    if made.shape and shape and made.shape[1:] != shape[1:]:
-        old, new = (f"{height}x{width}" for _, height, width in (shape, made.shape))
-        say(f"{spec}: images are resized inside the model, from {old} to {new} (bilinear, antialiased)")
-    model = _wrap(spec, made, shape)
-    digest = _digest(made, model)
-    count = made.classes or classes or _count_classes(spec, model, shape)
-
-    def load() -> nn.Module:
-        again = make()
-        model = _wrap(spec, again, shape)
-        if _digest(again, model) != digest:
-            raise CheckpointError(
-                f"{spec} has other weights than a moment ago: it must give the same model every time, so read its "
-                "weights from a file, or seed it"
-            )
-        return model
-
-    return Participant(spec, digest, count, shape or made.shape, None, load)
-
-
-def _wrap(spec: str, made: _Made, shape: Shape | None) -> Wrapped:
-    """The network behind its resizing to the size and its normalisation; ready to be attacked."""
-    shape = shape or made.shape
-    if shape and made.shape and shape[0] != made.shape[0]:
-        raise EvaluationError(
-            f"{spec} takes images of {made.shape[0]} channels, these have {shape[0]}: choose a model for such images"
-        )
-    channels = shape[0] if shape else max(map(len, made.statistics))
-    resize: nn.Module = nn.Identity()
-    if shape and made.shape and shape[1:] != made.shape[1:]:
-        resize = Resize(shape[1:], made.shape[1:])
-    # Half or double precision would not go with the float32 of pixels.
-    network = made.network.to("cpu", torch.float32)
-    model = Wrapped(spec, resize, _normalize(made.statistics, channels), network).eval()
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _normalize(statistics: Statistics, channels: int) -> Normalize:
-    """The layer for some channel statistics.
-
-    Raises:
-        SpecError: they are for another number of channels.
-    """
-    layer = Normalize(channels)
-    for buffer, values in zip((layer.mean, layer.std), statistics, strict=True):
-        if len(values) not in (1, channels):
-            raise SpecError(
-                f"a normalisation with {len(values)} values does not fit images [C, H, W] with C = {channels}: give "
-                "one value per channel, or one for all"
-            )
-        buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
-    return layer
-
-
-def _count_classes(spec: str, model: nn.Module, shape: Shape | None) -> int:
-    if shape is None:
-        raise SpecError(f"how many classes {spec} tells apart is unknown without the shape of an image or their number")
-    with _one_line(f"{spec} cannot take images {list(shape)}", SpecError), torch.no_grad():
-        return int(model(torch.zeros(1, *shape)).shape[1])
-
-
-def _digest(made: _Made, model: Wrapped) -> str:
-    digest = hashlib.sha256(json.dumps([*made.identity, made.shape]).encode())
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!r}".encode())
-    return digest.hexdigest()
-
-
-def _maker(spec: str, statistics: Statistics) -> Callable[[], _Made]:
-    """What makes somebody else's network, with the same weights every time.
-
-    Raises:
-        SpecError: no such kind of model.
-    """
-    if is_factory(spec):
-        return _factory(spec, statistics)
-    kind, _, name = spec.partition(":")
-    makers = {"torchvision": _torchvision, "timm": _timm, "hf-hub": _timm}
-    if kind not in makers or not name:
-        raise SpecError(f"unknown model {spec!r}; choose from {CHOICES}")
-    return partial(makers[kind], spec, name)
-
-
-def _torchvision(spec: str, name: str) -> _Made:
-    """A classifier of torchvision's with its default weights."""
-    models = _import_beside_torch(spec, "torchvision.models", "install the torchvision that fits this torch")
-    if name not in (names := models.list_models(module=models)):
-        raise SpecError(unknown("torchvision classifier", name, names))
-    weights = models.get_model_weights(name).DEFAULT
-    with _weights_only(spec):
-        network = models.get_model(name, weights=weights)
-    transforms = weights.transforms()
-    (size,) = transforms.crop_size
-    return _Made(
-        network,
-        (tuple(transforms.mean), tuple(transforms.std)),
-        ("torchvision", name),
-        tuple(weights.meta["categories"]),
-        (len(transforms.mean), size, size),
-    )
-
-
-def _timm(spec: str, name: str) -> _Made:
-    """A classifier of timm's by name, or in timm's format by its repository on the hub."""
-    timm = _import_beside_torch(spec, "timm", "pip install 'robustmix[zoo]'")
-    if spec.startswith("hf-hub:"):
-        name = spec
-    elif not timm.is_model(name):
-        close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise SpecError(f"unknown timm model {name!r}{hint}; timm.list_pretrained() names all that have weights")
-    # The file of a name that carries a hash must have it.
-    timm.models.set_pretrained_check_hash(True)
-    with _weights_only(spec):
-        network = timm.create_model(name, pretrained=True)
-    known = network.pretrained_cfg
-    labels = tuple(known.get("label_names") or ())
-    return _Made(
-        network,
-        (tuple(known["mean"]), tuple(known["std"])),
-        ("timm", known["architecture"]),
-        labels if len(labels) == network.num_classes else network.num_classes,
-        tuple(known["input_size"]),
-    )
-
-
-def _import_beside_torch(spec: str, name: str, way_out: str) -> ModuleType:
-    """Import what itself imports torchvision, whose operators may have been built for another torch."""
-    try:
-        _torchvision_datasets()
-        return import_module(name)
-    except (ImportError, RuntimeError) as error:
-        package = name.partition(".")[0]
-        raise SpecError(f"{spec} needs {package}, which cannot be imported ({_told(error)}): {way_out}") from None
-
-
-@contextmanager
-def _weights_only(spec: str) -> Iterator[None]:
-    """Let torch load tensors only, whatever a library asks it for; fail in one line."""
-    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        with _one_line(
-            f"{spec} cannot be loaded", CheckpointError, "; what is not in the cache yet needs a connection"
-        ):
-            yield
-    finally:
-        os.environ.pop(switch)
-        if before is not None:
-            os.environ[switch] = before
-
-
-def _factory(spec: str, statistics: Statistics) -> Callable[[], _Made]:
-    """Import the user's file and find the factory in it."""
-    given, _, name = spec.rpartition(":")
-    path = Path(given).expanduser().resolve()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"{spec}: {given} cannot be read: {error.strerror}") from None
-    say(f"{spec}: running your code in {path}")
-    digest = hashlib.sha256(source).hexdigest()
-    # Not by an import of that name, which could hide a module, and not by way of a cache: what runs is what was hashed.
-    module = sys.modules[f"_robustmix_{digest[:16]}"] = ModuleType(f"_robustmix_{digest[:16]}")
-    module.__file__ = str(path)
-    with _user_code(spec, path):
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise SpecError(f"{unknown('factory', name, own)} (in {path})")
-
-    def make() -> _Made:
-        with _user_code(spec, path):
-            network = factory if isinstance(factory, nn.Module) else factory()
-        if not isinstance(network, nn.Module):
-            raise SpecError(f"{spec} returns {type(network).__name__}, not a torch.nn.Module")
-        return _Made(network, statistics, ("file", digest, name))
-
-    return make
-
-
-@contextmanager
-def _user_code(spec: str, path: Path) -> Iterator[None]:
-    """Let the user's code import what lies beside it, as when it is run as a script; fail in one line."""
-    sys.path.insert(0, str(path.parent))
-    try:
-        with _one_line(f"{spec} failed", SpecError, path=path):
-            yield
-    finally:
-        sys.path.remove(str(path.parent))
-
-
-@contextmanager
-def _one_line(what: str, kind: type[RobustmixError], way_out: str = "", path: Path | None = None) -> Iterator[None]:
-    """Turn whatever other people's code raises into one line; keep what it prints out of our output."""
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except RobustmixError:
-        raise
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise kind(f"{what}{where}: {type(error).__name__}: {_told(error)}{way_out}") from None
-
-
-def _told(error: BaseException) -> str:
-    """The first line of an error's text that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    model = open_model(spec, statistics, shape, classes)
+    return Participant(spec, model.digest, model.classes, model.shape, None, model.load)

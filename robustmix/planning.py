@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from robustmix.attacks.foreign import check_installed
+from robustmix.attacks.foreign import check_installed, library
 from robustmix.data import Dataset, Split, load_data
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.participants import Participant, find_participants, is_foreign
@@ -77,8 +77,9 @@ class Unit:
         if self.attack is None:
             return scored
         worst = self.attack.restarts * len(self.courses) if self.attack.restarts > 1 else 0
-        # The labels are predicted on the inputs, where what starts at random takes no gradient.
-        predicted = self.attack.labels == "predicted" and "restarts" in takes(self.attack.name)
+        # The first gradient's own pass predicts the labels, unless it starts at random or is not in float32.
+        apart = "restarts" in takes(self.attack.name) or self.attack.precision != "32"
+        predicted = self.attack.labels == "predicted" and apart
         return self.backward + worst + predicted + scored
 
     @property
@@ -116,6 +117,7 @@ class Plan:
         wanted: the identities of all cells that are asked for.
         everything: all units, whether their cells are missing or not.
         missing: the keys of the missing cells.
+        normalize: what models from a ``FILE.py:FACTORY`` are put behind.
     """
 
     data: Dataset
@@ -124,6 +126,7 @@ class Plan:
     wanted: tuple[CellIdentity, ...]
     everything: tuple[Unit, ...]
     missing: frozenset[str]
+    normalize: str | None
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -196,7 +199,7 @@ def make_plan(
         for attack in attacks:
             unit(source, attack, attack.courses(data.like), attack.compiled)
     missing = frozenset().union(*(missing_cells(one, place) for one in units))
-    return Plan(data, inputs, everyone, tuple(wanted.values()), tuple(units), missing)
+    return Plan(data, inputs, everyone, tuple(wanted.values()), tuple(units), missing, suite.normalize)
 
 
 def check_suite_installed(suite: Suite) -> None:
@@ -312,6 +315,7 @@ def make_identity(
         precision=attack.precision,
         impl=attack.impl,
         compiled=compiled,
+        library=library(attack.name, attack.impl),
         batch_size=batch_size,
     )
 
@@ -347,6 +351,12 @@ def _warn(suite: Suite, data: Dataset, inputs: Split) -> None:
     grey_level = int(levels.diff().min())
     pixelwise = (spec for spec in suite.attack if spec.metric == "linf")
     budgets = {course.eps for spec in pixelwise for course in spec.courses(data.like) if course.eps}
+    cleaned = [spec.name for spec in suite.attack if spec.name in ("autoattack", "square")]
+    if cleaned and set(suite.target_patterns) - set(suite.source_patterns):
+        say(
+            f"warning: {' and '.join(cleaned)} leave an example clean that they do not break: transferred, they are "
+            "weak by construction"
+        )
     below = [format_budget(eps) for eps in sorted(budgets) if eps < grey_level]
     if below:
         say(f"warning: eps {', '.join(below)} is below one grey level of {data.name}, which is {grey_level}/255")

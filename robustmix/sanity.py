@@ -9,9 +9,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from robustmix.attacks.victim import frozen
 from robustmix.errors import EvaluationError
-from robustmix.participants import NORMALIZATIONS, Participant, Wrapped, is_factory, parse_normalize
+from robustmix.participants import Participant
 from robustmix.progress import say
+from robustmix.zoo import NORMALIZATIONS, Wrapped, is_factory, parse_normalize
 
 ALPHA: Final = 0.01
 CHUNK: Final = 64
@@ -34,40 +36,11 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
         classes: names of the labels.
 
     Raises:
-        EvaluationError: modules stay in train mode; logits are of another number than the classes, different at every
-            call, dependent on the other images of the batch, not finite or probabilities; or accuracy is chance.
+        EvaluationError: `check_outputs` raises it, or accuracy is chance.
     """
     name = participant.name
     model.eval()
-    if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
-        raise EvaluationError(
-            f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
-        )
-    few = x[:CHUNK]
-    logits = _logits(model, few)
-    if logits.shape[1] != len(classes):
-        raise EvaluationError(
-            f"{name} gives {logits.shape[1]} logits, but there are {len(classes)} classes: choose a model of these "
-            "classes, or select their logits in a FILE.py:FACTORY"
-        )
-    if _differ(_logits(model, few), logits):
-        raise EvaluationError(
-            f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
-            "mode, as functional dropout with training=self.training"
-        )
-    if _differ(_logits(model, few[:2]), logits[:2]):
-        raise EvaluationError(
-            f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and use "
-            "them in eval mode"
-        )
-    logits = _logits(model, x)
-    if bad := int((~logits.isfinite()).any(dim=1).sum()):
-        raise EvaluationError(
-            f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
-        )
-    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
-        raise EvaluationError(f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax")
-
+    logits = check_outputs(name, model, x, len(classes))
     right = logits.argmax(dim=1) == y
     share = f"{name}: accuracy {_percent(right)} on {len(y)} images"
     if above_chance(right, len(classes)):
@@ -79,6 +52,54 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
         say(f"warning: {share}: has it been trained for long enough?")
         return
     raise EvaluationError(f"{share}; {_way_out(participant, model, x, y, classes)}")
+
+
+def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """Refuse a model whose outputs cannot be right whatever the labels are, and say what to do about it.
+
+    Args:
+        name: of the model, for messages.
+        model: on the device of the images; is left as it was found.
+        x: some hundred images [B, C, H, W] in [0, 1].
+        classes: K.
+
+    Returns:
+        Their logits [B, K], in eval mode.
+
+    Raises:
+        EvaluationError: modules stay in train mode; logits are of another number than the classes, different at every
+            call, dependent on the other images of the batch, not finite, or probabilities.
+    """
+    with frozen(model):
+        if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
+            raise EvaluationError(
+                f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
+            )
+        few = x[:CHUNK]
+        logits = _logits(model, few)
+        if logits.shape[1] != classes:
+            raise EvaluationError(
+                f"{name} gives {logits.shape[1]} logits, but there are {classes} classes: choose a model of these "
+                "classes, or select their logits in a FILE.py:FACTORY"
+            )
+        if _differ(_logits(model, few), logits):
+            raise EvaluationError(
+                f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
+                "mode, as functional dropout with training=self.training"
+            )
+        if _differ(_logits(model, few[:2]), logits[:2]):
+            raise EvaluationError(
+                f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and "
+                "use them in eval mode"
+            )
+        logits = _logits(model, x)
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise EvaluationError(
+            f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
+        )
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        raise EvaluationError(f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax")
+    return logits
 
 
 def above_chance(right: Tensor, classes: int) -> bool:

@@ -258,7 +258,7 @@ def error_rate(model: nn.Module, split: Split) -> float:
     """The share of a split that the model gets wrong, in eval mode; the model's mode is left as found."""
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = split.labels.device
     wrong = torch.zeros((), device=device)
     with torch.inference_mode():
         for x, y in split.batches(torch.arange(len(split)).split(EVALUATION_BATCH), device):

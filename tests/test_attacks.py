@@ -197,6 +197,9 @@ def check_l2_tiny_gradients() -> None:
     with torch.no_grad():
         model[1].weight.zero_()
     assert torch.equal(attacks.fgsm(model, x, y, 0.2, norm="l2"), x)
+    for sign in (-1, 1):
+        slope = torch.full_like(x, sign * 1e-30)
+        torch.testing.assert_close(gradient.steepest(slope, "l2"), torch.full_like(x, sign / 4))
 
 
 def check_l2_projection() -> None:
@@ -494,6 +497,15 @@ def check_gradient_not_finite_at_any_step() -> None:
             assert "3 of 3 examples is NaN or infinite (first: number 0 of the batch)" in text[0]
 
 
+def check_score_not_finite() -> None:
+    """Restarts cannot be compared by a margin that is no number."""
+    for name, scorings in (("pgd", (3, 6)), ("signs", (1, 2)), ("noise", (1, 2))):
+        for bad in scorings:
+            with refusal(EvaluationError) as text:
+                swept(name, steps=2, restarts=2)(Flaky(bad), middle(3), torch.tensor([0, 1, 2]), 0.1)
+            assert "3 of 3 examples is NaN or infinite" in text[0]
+
+
 def check_sweep_is_the_attack_at_each_budget() -> None:
     """In the order given, repeats included, bit for bit what each budget alone gives, each its own tensor."""
     model, (x, y) = convnet(), digits()
@@ -690,6 +702,13 @@ def check_worst_restart_is_kept() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+class Flat(nn.Module):
+    """Says the same of every input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x.flatten(1)[:, :10]
+
+
 def check_more_restarts_never_find_less() -> None:
     """Further starts can only add to what the first ones found, on every example, and on some they do."""
     model, (x, y) = convnet(), digits()
@@ -701,6 +720,8 @@ def check_more_restarts_never_find_less() -> None:
             )
             assert (more >= few).all()
             assert (more > few).any()
+            same = [swept(name, steps=2, norm=norm, restarts=restarts)(Flat(), x, y, EPS) for restarts in (1, 3)]
+            assert torch.equal(*same), "of equals, the first is kept"
 
 
 def check_seed() -> None:
@@ -725,6 +746,8 @@ def check_signs() -> None:
     """Random signs move every pixel by exactly the budget, in L2 by its share of it, up as often as down."""
     model, x, y = linear(3), middle(64), torch.zeros(64, dtype=torch.int64)
     for norm, length in (("linf", 0.1), ("l2", 0.1 / 4)):
+        drawn = gradient.random_signs(x, norm, [0])
+        torch.testing.assert_close(drawn.abs(), torch.full_like(x, 10 * length), rtol=0, atol=1e-15)
         for restarts in (1, 3):
             x_adv = swept("signs", norm=norm, restarts=restarts)(model, x, y, 0.1)
             torch.testing.assert_close((x_adv - x).abs(), torch.full_like(x, length), rtol=0, atol=1e-15)
@@ -1057,6 +1080,22 @@ def test_inputs_and_labels_that_make_no_sense_are_refused(x: Tensor, y: Tensor, 
         with pytest.raises(EvaluationError, match=message) as caught:
             call(linear(), x, y, 0.1)
         assert "\n" not in str(caught.value)
+
+
+def test_model_without_a_gradient_is_refused_with_the_way_out() -> None:
+    class Rounding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = linear()(x.round(decimals=1))
+            return logits
+
+    for attack in GRADIENTS.values():
+        with refusal(EvaluationError) as text:
+            attack(Rounding(), X, Y, 0.1)
+        assert "no gradient with respect to its input" in text[0]
+        assert "square or hopskipjump" in text[0]
+    for attack in BLIND.values():
+        assert not torch.equal(attack(Rounding(), X, Y, 0.1), X)
 
 
 def test_unknown_attack_is_refused_with_the_choices() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny import TINY, environment, run
 
 import robustmix
 from robustmix import Recipe, progress
-from robustmix.cli import VERBS, main
+from robustmix.cli import VERBS, app, main
 from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import CellIdentity, read_cells
 
@@ -38,6 +39,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def called(*arguments: str, cwd: Path = tmp_path) -> Done:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["robustmix", *arguments])
+        # Left to read sys.argv itself, it would warn of a test that forgot to give it arguments.
+        monkeypatch.setattr("robustmix.cli.app", partial(app, arguments))
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -81,7 +84,7 @@ BAD_INPUT = {
     "attack": ["--source"],
     "attack --source erm1 --attack fgsm --steps 3": ["--steps belongs to ifgsm, mifgsm, pgd, ", "fgsm takes none"],
     "attack --source erm1 --attack fgsm --step-size 3": ["--step-size belongs to ifgsm, mifgsm, pgd; fgsm takes none"],
-    "attack --source erm1 --decay 1": ["--decay belongs to mifgsm; fgsm and ifgsm takes none"],
+    "attack --source erm1 --decay 1": ["--decay belongs to mifgsm; fgsm and ifgsm take none"],
     "attack --source erm1 --restarts 2": ["--restarts belongs to pgd, signs, noise;"],
     "attack --source erm1 --seed 2": ["--seed belongs to pgd, signs, noise, autoattack, square, hopskipjump;"],
     "attack --source erm1 --attack pgd --queries 9": ["--queries belongs to square;"],
@@ -90,11 +93,11 @@ BAD_INPUT = {
     "attack --source erm1 --attack mifgsm --impl foolbox": ["--impl belongs to fgsm, ifgsm, pgd;"],
     "attack --source erm1 --attack cw --norm linf": ["cw is an attack in l2", "'linf'"],
     "attack --source erm1 --impl foolbox --loss margin": ["'foolbox'", "loss ce"],
-    "attack --source erm1 --norm l1": ["--norm", "'l1'", "'linf'", "'l2'"],
-    "attack --source erm1 --loss hinge": ["--loss", "'hinge'", "'logodds'"],
-    "attack --source erm1 --labels guessed": ["--labels", "'guessed'", "'predicted'"],
-    "attack --source erm1 --precision fp16": ["--precision", "'fp16'", "'bf16'"],
-    "attack --source erm1 --impl art": ["--impl", "'art'", "'foolbox'"],
+    "attack --source erm1 --norm l1": ["--norm", '"l1"', '"linf", "l2"'],
+    "attack --source erm1 --loss hinge": ["--loss", '"hinge"', '"logodds"'],
+    "attack --source erm1 --labels guessed": ["--labels", '"guessed"', '"predicted"'],
+    "attack --source erm1 --precision fp16": ["--precision", '"fp16"', '"bf16"'],
+    "attack --source erm1 --impl art": ["--impl", '"art"', '"foolbox"'],
     "attack --source erm1 --eps 300": ["300/255", "255/255"],
     "attack --source erm1 --attack ifgsm --steps 3 --step-size kurakin": ["'kurakin'", "leave 'steps' out"],
     "attack --source erm1 --attack ifgsm --step-size slow": ["--step-size", "'slow'", "kurakin", "eps/steps"],
@@ -229,8 +232,8 @@ def test_attack_prints_a_table_echoes_budgets_and_caches(call: Call, runs: Path)
 
 
 def test_a_dry_run_says_what_each_unit_costs(call: Call, runs: Path) -> None:
-    flags = "--eps 16 32 --steps 3 --labels predicted --save-images --limit 20 --dry-run".split()
-    done = call("attack", "--source", "erm*", "--attack", "ifgsm", "pgd", "deepfool", *flags)
+    flags = "--eps 16 32 --steps 3 --labels predicted --save-images --limit 20 --dry-run"
+    done = call("attack", "--source", "erm*", "--attack", "ifgsm", "pgd", "deepfool", *flags.split())
     assert done.code == 0, done.err
     header, _, *rows, last = done.out.splitlines()[1:]
     assert header.split() == ["unit", "eps", "(1/255)", "cells", "missing", "forward", "backward"]
@@ -339,8 +342,8 @@ class Two(Centred):
 def test_anybody_s_model_crafts_and_is_scored(call: Call, runs: Path, tiny: Path) -> None:
     """Behind the normalisation that it was made for it is the run that is inside."""
     (runs / "net.py").write_text(NETS.format(workspace=str(tiny)))
-    flags = "--normalize 0.5/0.5 --data digits --attack fgsm --eps 16 --limit 60 --save-images --quiet".split()
-    done = call("attack", "--source", "net.py:Centred", "mixup1", "--target", "net.py:Centred", "erm1", *flags)
+    flags = "--source net.py:Centred mixup1 --target net.py:Centred erm1 --normalize 0.5/0.5 --data digits"
+    done = call("attack", *flags.split(), "--attack", "fgsm", "--eps", "16", "--limit", "60", "--save-images")
     assert done.code == 0, done.err
     rows = json.loads(call("results", "--format", "json").out)
     found = {(row["source"], row["target"]): row for row in rows}
@@ -364,11 +367,11 @@ def test_dlr_of_two_classes_is_one_line(call: Call, runs: Path, tiny: Path) -> N
         chosen = split.labels < 2
         arrays |= {f"x_{half}": split.images[chosen].numpy(), f"y_{half}": split.labels[chosen].numpy()}
     np.savez(runs / "two.npz", **arrays)
-    flags = "--data npz:two.npz --attack fgsm --eps 32".split()
-    done = call("attack", "--source", "net.py:Two", *flags, "--loss", "dlr")
+    flags = "attack --source net.py:Two --data npz:two.npz --attack fgsm --eps 32"
+    done = call(*flags.split(), "--loss", "dlr")
     assert done.code == 2
     assert "the loss 'dlr' needs three classes, the model tells 2 apart" in done.err.splitlines()[-1]
-    assert call("attack", "--source", "net.py:Two", *flags, "--loss", "margin").code == 0
+    assert call(*flags.split(), "--loss", "margin").code == 0
 
 
 def test_a_suite_may_be_made_from_other_sources_on_fewer_examples(call: Call, runs: Path) -> None:
@@ -411,8 +414,8 @@ def test_weights_that_lost_their_name_are_shown_only_on_demand(call: Call, tmp_p
 
 @pytest.mark.parametrize("verb", ["results", "report"])
 def test_a_damaged_cell_is_set_aside_by_what_reads_it(verb: str, call: Call, runs: Path) -> None:
-    flags = "attack --source erm1 --attack fgsm --eps 16 32 --limit 40".split()
-    call(*flags)
+    flags = "attack --source erm1 --attack fgsm --eps 16 32 --limit 40"
+    call(*flags.split())
     (path,) = (
         runs / f"results/cells/{cell.key}.parquet"
         for cell in read_cells(runs / "results/cells")
@@ -426,7 +429,7 @@ def test_a_damaged_cell_is_set_aside_by_what_reads_it(verb: str, call: Call, run
     if verb == "results":
         assert "32/255" in done.out
         assert "16/255" not in done.out
-    assert "computed now: 1 of 3 cells" in call(*flags).err
+    assert "computed now: 1 of 3 cells" in call(*flags.split()).err
     again = call(verb)
     assert (again.code, "set aside" in again.err) == (0, False)
     assert path.exists()

@@ -204,6 +204,7 @@ SHARED = (
     AttackSpec(name="pgd", eps=(32,), steps=1, labels="predicted"),
     AttackSpec(name="signs", eps=(16, 32), restarts=2, labels="predicted"),
     AttackSpec(name="noise", eps=(64, 128), norm="l2"),
+    AttackSpec(name="fgsm", eps=(16, 32), labels="predicted", precision="bf16"),
 )
 
 
@@ -245,7 +246,7 @@ def test_passes_are_counted_as_they_happen(save_images: bool, workspace: Path, m
         assert counts == {"forward": 12 * unit.forward, "backward": 12 * unit.backward}, unit.title
         facts = [cell.facts for key, cell in by_key(workspace).items() if unit.only({key})]
         assert {(one.forward, one.backward) for one in facts} == {(unit.forward, unit.backward)}
-    assert [unit.backward for unit in plan.units] == [0, 1, 1, 5, 7, 7, 4, 4, 8, 1, 0, 0][: len(plan.units)]
+    assert [unit.backward for unit in plan.units] == [0, 1, 1, 5, 7, 7, 4, 4, 8, 1, 0, 0, 1][: len(plan.units)]
 
 
 def test_a_second_time_nothing_is_computed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +394,20 @@ def test_where_memory_runs_out_a_unit_starts_again_in_smaller_batches(
     monkeypatch.setattr(evaluation, "measure", None)
     assert finish(wanted, workspace, save_images=True)[1] == 0
     pd.testing.assert_frame_equal(planned_results(plan, Workspace(workspace)), table)
+
+
+def test_where_memory_runs_out_for_clean_predictions_they_are_halved_as_well(
+    nets: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Net", limit=150)
+    plan, computed = finish(wanted, workspace)
+    assert computed == 2
+    cells = by_key(workspace).values()
+    sizes = {(cell.identity.attack, cell.identity.batch_size, cell.facts.halved_from) for cell in cells}
+    assert sizes == {("clean", 64, 256), ("fgsm", 64, 256)}
+    assert len(planned_results(plan, Workspace(workspace))) == 2
+    monkeypatch.setattr(evaluation, "measure", None)
+    assert finish(wanted, workspace)[1] == 0
 
 
 def test_what_is_missing_of_a_halved_unit_is_made_up_for(nets: str, workspace: Path) -> None:

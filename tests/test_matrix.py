@@ -223,6 +223,21 @@ class Flat(nn.Module):
         return x.flatten(1)[:, 20 : 20 + self.count]
 
 
+class Rounding(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Hungry(Flat):
+    """Runs out of memory above 20 examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -262,6 +277,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
     "whole numbers": ({"inputs": (X * 255).long()}, DataError, r"got torch.int64"),
     "no logits": ({"models": {"net": Pair()}}, EvaluationError, r"'net' returns tuple, not logits \[B, K\]"),
     "features": ({"models": {"net": nn.Identity()}}, EvaluationError, r"returns \[2, 1, 8, 8\], not logits"),
+    "no batch": ({"batch_size": 0}, SpecError, "batch_size=0 must be at least 1"),
+    "no gradient": ({"models": {"net": Rounding()}}, EvaluationError, "no gradient with respect to its input"),
     "dlr of two classes": (
         {"models": {"net": Flat(2)}, "labels": Y % 2, "loss": "dlr"},
         EvaluationError,
@@ -302,3 +319,23 @@ def test_batches_are_as_large_as_asked(images: tuple[Tensor, Tensor]) -> None:
     found = transfer_matrix({"net": Watched()}, *images, attacks=("signs",), eps=(8 / 255,), batch_size=25)
     assert seen == [2, 25, 25, 10, 25, 25, 10], "a look at two, clean predictions, the attack"
     assert set(found["batch_size"]) == {25}
+
+
+def test_where_memory_runs_out_batches_are_halved(images: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    hungry = Hungry(10)
+    found = transfer_matrix({"net": hungry}, *images, ("fgsm",), (16 / 255,))
+    assert set(found["batch_size"]) == {16}
+
+
+def test_one_model_under_two_names_is_attacked_in_the_white_box(images: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Flat(10)
+    found = transfer_matrix({"a": net, "b": net}, *images, ("fgsm",), (16 / 255,))
+    assert set(found["role"]) == {"clean", "white"}
+    assert set(zip(found["source"].dropna(), found.loc[found["source"].notna(), "target"], strict=True)) == {
+        ("a", "a"),
+        ("a", "b"),
+        ("b", "a"),
+        ("b", "b"),
+    }

@@ -30,7 +30,8 @@ STEP, STEEPEST, ASCEND, WALK, BRANCHES = (
     gradient._branches,
 )
 RESTARTED, POINT, SIGNS = engine.restarted, gradient.random_point, gradient.random_signs
-GRADIENT, FROZEN, CRAFT, IN_ORDER = Victim.gradient, victim.frozen, engine.craft, engine._in_order
+GRADIENT, MARGIN, OBSERVE = Victim.gradient, Victim.margin, Victim._observe
+FROZEN, CRAFT, IN_ORDER = victim.frozen, engine.craft, engine._in_order
 
 Mutant = Callable[..., object]
 Courses = Sequence[Course]
@@ -138,6 +139,13 @@ def squares_underflow(slope: Tensor, norm: Norm) -> Tensor:
 
 
 @replaces(gradient, "steepest", "l2_tiny_gradients")
+def scaled_by_the_largest_upwards(slope: Tensor, norm: Norm) -> Tensor:
+    largest = slope.amax((1, 2, 3), keepdim=True)
+    scaled = slope / torch.where(largest > 0, largest, 1)
+    return scaled / scaled.square().sum((1, 2, 3), keepdim=True).sqrt().clamp(min=1) if norm == "l2" else slope.sign()
+
+
+@replaces(gradient, "steepest", "l2_tiny_gradients")
 def zero_over_zero(slope: Tensor, norm: Norm) -> Tensor:
     scaled = slope / slope.abs().amax((1, 2, 3), keepdim=True)
     return scaled / scaled.square().sum((1, 2, 3), keepdim=True).sqrt() if norm == "l2" else slope.sign()
@@ -170,10 +178,24 @@ def nan_is_zero(self: Victim, x: Tensor) -> Tensor:
     return slope
 
 
-@replaces(Victim, "gradient", "gradient_not_finite_at_any_step", "what_gradients_show")
+@replaces(Victim, "gradient", "gradient_not_finite_at_any_step", "score_not_finite")
 def only_the_last_is_watched(self: Victim, x: Tensor) -> Tensor:
     self.finite = None
     return GRADIENT(self, x)
+
+
+@replaces(Victim, "gradient", "what_gradients_show")
+def observed_at_the_last(self: Victim, x: Tensor) -> Tensor:
+    self.gap = torch.empty(0)
+    return GRADIENT(self, x)
+
+
+@replaces(Victim, "margin", "score_not_finite")
+def scored_in_silence(self: Victim, x: Tensor) -> Tensor:
+    finite = self.finite
+    score = MARGIN(self, x)
+    self.finite = finite
+    return score
 
 
 @replaces(Victim, "gradient", "gradient_not_finite_at_any_step")
@@ -251,8 +273,6 @@ def small_gradients_are_zero(self: Victim, logits: Tensor, labels: Tensor, gradi
     OBSERVE(self, logits, labels, gradient)
     self.zero_gradient = gradient.abs().flatten(1).amax(dim=1) < 1e-6
 
-
-OBSERVE: Final = Victim._observe
 
 # ---- the losses ------------------------------------------------------------------------------------------
 
@@ -638,6 +658,15 @@ def one_restart_for_the_batch(victim: Victim, candidates: Iterator[Tensor], coun
     return max(candidates, key=lambda candidate: float(victim.margin(candidate).sum()))
 
 
+@replaces(gradient, "_worst", "more_restarts_never_find_less")
+def last_of_equals_kept(victim: Victim, candidates: Iterator[Tensor], count: int) -> Tensor:
+    worst = next(candidates)
+    for candidate in candidates:
+        as_bad = victim.margin(candidate) >= victim.margin(worst)
+        worst = torch.where(as_bad.view(-1, 1, 1, 1), candidate, worst)
+    return worst
+
+
 @replaces(gradient, "_worst", "worst_restart_is_kept")
 def any_restart_that_fools(victim: Victim, candidates: Iterator[Tensor], count: int) -> Tensor:
     drawn = torch.stack(list(candidates))
@@ -660,6 +689,11 @@ def all_up(x: Tensor, norm: Norm, seed: Sequence[int]) -> Tensor:
 @replaces(gradient, "random_signs", "signs")
 def some_stay(x: Tensor, norm: Norm, seed: Sequence[int]) -> Tensor:
     return POINT(x, norm, seed).round()
+
+
+@replaces(gradient, "random_signs", "signs")
+def l2_as_long_as_linf(x: Tensor, norm: Norm, seed: Sequence[int]) -> Tensor:
+    return SIGNS(x, "linf", seed)
 
 
 @replaces(gradient, "random_signs", "signs")

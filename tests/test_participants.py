@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from robustmix import progress
 from robustmix.checkpoints import load_model
 from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, SpecError
-from robustmix.participants import Participant, Resize, find_participants, parse_normalize
+from robustmix.participants import Participant, find_participants
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
+from robustmix.zoo import Resize, parse_normalize
 
 DIGITS = (1, 8, 8)
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -165,14 +166,123 @@ def test_class_function_and_module_are_factories(place: Workspace, file: Path) -
         assert torch.equal(model(x), x.flatten(1)[:, :10])
 
 
-def test_code_may_import_what_lies_beside_it(place: Workspace, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.with_name("beside_nets.py").write_text("from torch import nn\nwidth = 3\n")
-    file.write_text("def net():\n from beside_nets import nn, width\n return nn.Sequential(nn.Flatten(), nn.ReLU())\n")
-    monkeypatch.chdir(file.parent)
-    before = list(sys.path)
-    assert only(place, "nets.py:net", shape=DIGITS).classes == 64
-    assert sys.path == before
-    sys.modules.pop("beside_nets")
+# Multiplies by what `beside`, which lies beside it, says.
+SCALED = """
+from torch import nn
+{top}
+class Scaled(nn.Flatten):
+    def forward(self, x):
+        {called}
+        return super().forward(x) * beside.factor
+def net():
+    {made}
+    return Scaled()
+"""
+EMPTY = {"top": "pass", "made": "pass", "called": "pass"}
+IMPORTS = [
+    "import beside",
+    "from pack import deep as beside",
+    "import sys, os; sys.path.insert(0, os.path.dirname(__file__) + '/src'); import below as beside",
+]
+
+
+@pytest.fixture
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: modules are cached as bytecode; what their code does to the path ends with the test."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def scaled(folder: Path, factor: int, **where: str) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "beside.py").write_text(f"factor = {factor}\n")
+    (folder / "src").mkdir(exist_ok=True)
+    (folder / "src" / "below.py").write_text(f"factor = {factor}\n")
+    (folder / "pack").mkdir(exist_ok=True)
+    (folder / "pack" / "deep.py").write_text(f"factor = {factor}\n")
+    (folder / "net.py").write_text(SCALED.format(**{**EMPTY, **(where or {"top": "import beside"})}))
+    return f"{folder / 'net.py'}:net"
+
+
+@pytest.mark.usefixtures("_interpreter")
+@pytest.mark.parametrize("where", [{"top": "import beside"}, {"made": "global beside; import beside"}])
+def test_code_may_import_what_lies_beside_it(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: dict[str, str]
+) -> None:
+    scaled(tmp_path, 3, **where)
+    monkeypatch.chdir(tmp_path)
+    path, modules, files = list(sys.path), set(sys.modules), set(os.listdir())
+    one = only(place, "net.py:net", shape=DIGITS)
+    x = torch.rand(2, *DIGITS)
+    assert torch.equal(one.load()(x), x.flatten(1) * 3)
+    assert (sys.path, set(os.listdir()), sys.dont_write_bytecode) == (path, files, False)
+    assert all(name.startswith("_robustmix_") for name in sys.modules.keys() - modules)
+
+
+@pytest.mark.usefixtures("_interpreter")
+@pytest.mark.parametrize("top", IMPORTS)
+def test_modules_of_the_same_name_are_each_folders_own(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str
+) -> None:
+    mine = ModuleType("beside")
+    mine.__file__ = str(tmp_path / "elsewhere" / "beside.py")
+    monkeypatch.setitem(sys.modules, "beside", mine)
+    specs = [scaled(tmp_path / "a", 3, top=top), scaled(tmp_path / "b", 5, top=top)]
+    found = find_participants(place, specs, shape=DIGITS)
+    x = torch.rand(2, *DIGITS)
+    for one, factor in zip(found, (3, 5), strict=True):
+        assert torch.equal(one.load()(x), x.flatten(1) * factor)
+    assert sys.modules["beside"] is mine
+
+
+@pytest.mark.usefixtures("_interpreter")
+@pytest.mark.parametrize("top", IMPORTS)
+def test_changed_neighbour_is_another_model(place: Workspace, tmp_path: Path, top: str) -> None:
+    folder = tmp_path / "a"
+    digests = [only(place, scaled(folder, factor, top=top), shape=DIGITS).digest for factor in (3, 5, 3)]
+    assert digests[0] == digests[2] != digests[1]
+    assert only(place, scaled(tmp_path / "moved", 3, top=top), shape=DIGITS).digest == digests[0]
+    (folder / "unused.py").write_text("factor = 7\n")
+    assert only(place, scaled(folder, 3, top=top), shape=DIGITS).digest == digests[0]
+
+
+def test_neighbours_stay_the_same_modules_until_the_model_is_loaded(place: Workspace, tmp_path: Path) -> None:
+    top = "import beside as first"
+    made = "global beside; import beside; assert beside is first"
+    one = only(place, scaled(tmp_path, 3, top=top, made=made), shape=DIGITS)
+    (tmp_path / "beside.py").write_text("factor = 5\n")
+    x = torch.rand(2, *DIGITS)
+    assert torch.equal(one.load()(x), x.flatten(1) * 3)
+
+
+@pytest.mark.usefixtures("_interpreter")
+@pytest.mark.parametrize(("top", "called"), [("pass", IMPORTS[0]), (IMPORTS[0], IMPORTS[0]), (IMPORTS[1], IMPORTS[1])])
+def test_import_inside_forward_is_one_line(place: Workspace, tmp_path: Path, top: str, called: str) -> None:
+    """Whether the folder's module has been imported before, or another folder offers one of that name."""
+    scaled(tmp_path / "other", 5)
+    spec = scaled(tmp_path / "a", 3, top=top, called=called)
+    for _ in range(2):
+        text = refused(SpecError, place, spec, shape=DIGITS)
+        assert text.startswith(
+            f"{spec} imports {called.split()[1]} when it is called: import it at the top of the file"
+        )
+        sys.path.insert(0, str(tmp_path / "other"))
+
+
+def test_installed_packages_in_the_folder_are_not_the_users_code(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "env" / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    monkeypatch.syspath_prepend(installed)
+    spec = scaled(tmp_path, 1, top="import installed_somewhere as beside")
+    digests = []
+    for factor in (3, 5):
+        (installed / "installed_somewhere.py").write_text(f"factor = {factor}\n")
+        digests.append(only(place, spec, shape=DIGITS).digest)
+        module = sys.modules.pop("installed_somewhere")
+        assert module.factor == factor
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,8 @@ def unit_of(attack: AttackSpec | None, targets: int, place: Workspace, *, save_i
         (AttackSpec(name="pgd", eps=(1, 2), steps=7, restarts=3), 2 * 7 * 3, 2 * 3),
         (AttackSpec(name="pgd", eps=(1, 2), steps=7, labels="predicted"), 2 * 7, 1),
         (AttackSpec(name="fgsm", eps=(1, 2), labels="predicted"), 1, 0),
+        (AttackSpec(name="fgsm", eps=(1, 2), labels="predicted", precision="bf16"), 1, 1),
+        (AttackSpec(name="noise", eps=(1, 2), labels="predicted", precision="bf16"), 0, 1),
         (AttackSpec(name="signs", eps=(1, 2), restarts=5), 0, 2 * 5),
         (AttackSpec(name="noise", eps=(1, 2)), 0, 0),
     ],

@@ -896,3 +896,12 @@ def test_published_figures_stand_beside_the_plain_attack_alone(tmp_path: Path) -
     measured = rate(sum(wrong(read_cell(cell_path(place.cells, compiled)))), N)
     assert next(row[3] for row in rows if row[0].startswith("white box FGSM")).startswith(measured)
     assert {row[3] for row in rows if "I-FGSM" in row[0]} == {"not measured"}
+
+
+PUBLISHED = sorted(path.parent for path in Path(__file__).parents[1].glob("reports/*/evidence.json"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_reports_render_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / folder.name)
+    assert render(tmp_path / folder.name).read_bytes() == (folder / "index.html").read_bytes()

@@ -14,9 +14,10 @@ from robustmix.checkpoints import load_model
 from robustmix.data import load_data
 from robustmix.errors import EvaluationError
 from robustmix.models.classifier import Normalize
-from robustmix.participants import Wrapped, find_participants
-from robustmix.sanity import above_chance, check_model
+from robustmix.participants import find_participants
+from robustmix.sanity import above_chance, check_model, check_outputs
 from robustmix.store.workspace import Workspace
+from robustmix.zoo import Wrapped
 
 CLASSES = tuple("0123456789")
 NAMES = tuple(f"digit {name}" for name in CLASSES)
@@ -175,6 +176,22 @@ def test_network_in_train_mode_is_refused_before_a_pass_changes_it(tiny: Path, i
     with pytest.raises(EvaluationError, match=r"0 \(Stubborn\)"):
         check_model(run, model, *images, CLASSES)
     assert int(model[0].num_batches_tracked) == 0
+
+
+def test_outputs_are_checked_without_labels(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    """A model of one's own in train mode, which it is left in, and whose accuracy nobody asks for."""
+    x, _ = images
+    model = load_model("erm1", tiny).train()
+    model.network.eval()
+    modes = [part.training for part in model.modules()]
+    model.network.register_forward_hook(lambda _module, _inputs, logits: logits.roll(1, dims=1))
+    logits = check_outputs("mine", model, x, 10)
+    assert [part.training for part in model.modules()] == modes
+    torch.testing.assert_close(logits, load_model("erm1", tiny)(x).roll(1, dims=1))
+    with pytest.raises(EvaluationError, match="mine gives 10 logits, but there are 9 classes"):
+        check_outputs("mine", model, x, 9)
+    with pytest.raises(EvaluationError, match="mine gives probabilities"):
+        check_outputs("mine", nn.Sequential(model, nn.Softmax(dim=1)), x, 10)
 
 
 # ---- accuracy near chance --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from robustmix.store import atomic
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.cells import (
     ROWS,
+    BatchState,
     Cell,
     CellFacts,
     CellIdentity,
@@ -311,6 +312,35 @@ def test_cell_is_trusted_only_if_it_is_whole(tmp_path: Path) -> None:
     cut(cell_path(tmp_path, CELL.identity))
     assert trusted_cell(tmp_path, CELL.identity) is None
     assert names(tmp_path) == [f"{CELL.key}.damaged"]
+
+
+def test_cell_of_another_version_is_left_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for each in (CELL, CLEAN_ERM):
+        write_cell(tmp_path, each)
+    path = cell_path(tmp_path, CELL.identity)
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata}
+    metadata[b"robustmix.identity"] = metadata[b"robustmix.identity"].replace(b'"version":2', b'"version":1')
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(StoreError, match="written by another version of robustmix"):
+        read_cell(path)
+    assert read_cells(tmp_path) == [CLEAN_ERM]
+    assert path.exists()
+    assert capsys.readouterr().err == (
+        f"1 cells in {tmp_path} were written by another version of robustmix and are left out\n"
+    )
+
+
+def test_the_state_of_the_source_is_averaged_over_examples() -> None:
+    states = [BatchState(gap=(0.0,) * 7, saturated=share, zero_gradient=share / 2) for share in (0.0, 1.0)]
+    size = CELL.rows.num_rows // 2 + 1
+    identity = CELL.identity.model_copy(update={"batch_size": size})
+    found = replace(CELL, identity=identity, facts=CELL.facts.model_copy(update={"batches": tuple(states)}))
+    clean = replace(CLEAN_MIXUP, identity=identity.clean())
+    row = results_table([found, clean], RUNS).set_index("attack").loc[identity.attack]
+    expected = (CELL.rows.num_rows - size) / CELL.rows.num_rows
+    assert row["saturated"] == pytest.approx(expected)
+    assert row["zero_gradient"] == pytest.approx(expected / 2)
 
 
 def test_images_of_all_targets_are_one_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import util
+from importlib import metadata, util
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -52,6 +52,12 @@ def check_installed(names: Iterable[str], impls: Iterable[str] = ()) -> None:
     for what, library in makers.items():
         if util.find_spec(library) is None:
             raise SpecError(f"{what} needs {library}, which is not installed: pip install 'robustmix[attacks]'")
+
+
+def library(name: str, impl: str) -> str | None:
+    """The library that makes an attack, with its version, since another one may give other results; None for ours."""
+    maker = MAKERS.get(name, impl if impl in MAKERS.values() else None)
+    return f"{maker} {metadata.version(maker)}" if maker else None
 
 
 def craft_foreign(

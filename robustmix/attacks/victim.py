@@ -68,22 +68,28 @@ class Victim:
         with frozen(self.model), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
             logits = self.model(x.requires_grad_())
+            if not logits.requires_grad:
+                raise EvaluationError(
+                    "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or "
+                    "rounds; make it differentiable, or attack it with square or hopskipjump"
+                )
             labels = self._settle(logits)
             (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x)
         # Not every loss passes a NaN logit on to its gradient. Minus infinity is how a model rules a class out.
         finite = gradient.isfinite().flatten(1).all(dim=1) & (logits.detach().amax(dim=1) < torch.inf)
-        if self.finite is None:
-            self.finite = finite
+        if not len(self.gap):
             self._observe(logits.detach().float(), labels, gradient)
-        else:
-            self.finite = self.finite & finite
+        self._note(finite)
         return gradient
 
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
         with frozen(self.model), torch.inference_mode(False), torch.no_grad():
             logits = self.model(x).float()
-            return margin(logits, self._settle(logits))
+            found = margin(logits, self._settle(logits))
+        # As a comparison it would be false, and so keep or drop a start in silence.
+        self._note(~found.isnan())
+        return found
 
     def check(self) -> None:
         """Wait for the device and raise if a gradient was no number, which as a sign would be no attack at all.
@@ -93,6 +99,9 @@ class Victim:
         """
         if self.finite is not None and not self.finite.all():
             raise EvaluationError(not_finite(~self.finite))
+
+    def _note(self, finite: Tensor) -> None:
+        self.finite = finite if self.finite is None else self.finite & finite
 
     def _settle(self, logits: Tensor) -> Tensor:
         if self.labels is None:

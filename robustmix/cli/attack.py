@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from robustmix.cli.options import Cluster, Flag, Machine, Place, Several
 from robustmix.errors import SpecError
-from robustmix.spec.attack import AttackSpec, parse_step, takes
+from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, parse_step, takes
 from robustmix.spec.names import (
     ATTACKS,
     AttackName,
@@ -42,7 +42,8 @@ class How:
         eps: Budgets, in units of 1/255: 4, or 0.5/255 for half of one [default: the data set's sweep].
         norm: Of the budgets [default: linf; l2 for deepfool, cw, hopskipjump].
         loss: That is ascended; only ce saturates [default: ce].
-        steps: Iterations [default: 10; 50 for deepfool, 1000 for cw, 64 for hopskipjump].
+        steps: Iterations [default: 10; 50 for deepfool, 1000 for cw, 64 for hopskipjump, also where other attacks stand
+            beside them].
         step_size: Of an iteration: a length in units of 1/255, eps/steps, 2.5eps/steps, or kurakin, which is min(eps +
             4, 1.25 eps) iterations of 1/255 [default: eps/steps; 2.5eps/steps for pgd].
         restarts: Random starts of pgd, signs and noise, of which each example keeps the worst [default: 1].
@@ -173,13 +174,20 @@ def _suite_on_top(
 
 def _attacks(names: list[AttackName], given: dict[str, Any]) -> list[AttackSpec]:
     """Each attack with those of the given fields that it takes."""
+    # Beside attacks that take them, steps and norm are meant for those: what looks for the smallest perturbation has
+    # its own defaults, and few steps would cripple it.
+    elsewhere = frozenset().union(*(takes(name) for name in names if name not in MINIMUM_NORM))
+    not_meant = elsewhere & {"steps", "norm"}
+    own = {name: takes(name) - (not_meant if name in MINIMUM_NORM else frozenset()) for name in names}
     for field in given:
-        if not any(field in takes(name) for name in names):
-            own = ", ".join(name for name in ATTACKS if field in takes(name))
+        if not any(field in fields for fields in own.values()):
+            takers = ", ".join(name for name in ATTACKS if field in takes(name))
             flag = "--step-size" if field == "step" else f"--{field}"
-            raise SpecError(f"{flag} belongs to {own}; {' and '.join(names)} takes none")
+            raise SpecError(
+                f"{flag} belongs to {takers}; {' and '.join(names)} take{'s' if len(names) == 1 else ''} none"
+            )
     return [
-        validate(AttackSpec, {"name": name, **{key: value for key, value in given.items() if key in takes(name)}})
+        validate(AttackSpec, {"name": name, **{key: value for key, value in given.items() if key in own[name]}})
         for name in names
     ]
 

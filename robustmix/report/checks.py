@@ -1,6 +1,6 @@
 """Whether the numbers can be trusted: gradients that vanish, faster crafting, images rounded to 8 bits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Final
 
@@ -9,10 +9,11 @@ import numpy as np
 from robustmix.report.material import Material, Result, exact_id
 from robustmix.report.tables import Table
 from robustmix.report.text import ROLES, budget, join_names, percent, plural, points
-from robustmix.store.cells import GAP_QUANTILES, Cell
+from robustmix.spec.names import LOSSES
+from robustmix.store.cells import GAP_QUANTILES, BatchState, Cell
 from robustmix.store.results import wrong
 
-# A source is saturated if more of its labels than this have a probability of exactly 1.
+# A source is spoken of if more of its labels than this have a probability of exactly 1, or a gradient of zero.
 SATURATED: Final = 0.01
 SHOWN_QUANTILES: Final = tuple(GAP_QUANTILES.index(level) for level in (0.05, 0.5, 0.95))
 
@@ -31,19 +32,27 @@ def gradients(material: Material) -> Table:
 
 
 def saturated(material: Material) -> list[str]:
-    """Which sources have too many labels of probability 1 for cross-entropy; nothing if none has."""
+    """Which sources have too many labels of probability 1 for cross-entropy, or no gradient; nothing if none has."""
+    found = []
+    if shares := _worst(material, lambda state: state.saturated, losses=("ce",)):
+        found.append(
+            f"The label's probability is exactly 1 in float32 on {shares}: cross-entropy has lost its true-class term "
+            "there, and attacks that ascend it look weaker than they are. --loss logodds does not have this problem."
+        )
+    if shares := _worst(material, lambda state: state.zero_gradient):
+        found.append(f"The gradient is exactly zero in every pixel on {shares}: these were not attacked at all.")
+    return found
+
+
+def _worst(material: Material, share_of: Callable[[BatchState], float], losses: Sequence[str] = LOSSES) -> str:
+    """The largest share of each source over its attacks up some losses, as a phrase; empty if none is worth saying."""
     worst: dict[str, float] = {}
     for (source, _), cell in _with_states(material).items():
-        share = _over_examples(cell, [state.saturated for state in cell.facts.batches])
-        if cell.identity.loss == "ce" and share > SATURATED:
+        share = _over_examples(cell, [share_of(state) for state in cell.facts.batches])
+        if cell.identity.loss in losses and share > SATURATED:
             worst[source] = max(share, worst.get(source, 0))
-    if not worst:
-        return []
-    shares = join_names(f"{percent(share)} of the images for {source}" for source, share in worst.items())
-    return [
-        f"The label's probability is exactly 1 in float32 on {shares}: cross-entropy has lost its true-class term "
-        "there, and attacks that ascend it look weaker than they are. --loss logodds does not have this problem."
-    ]
+    shares = [f"{percent(share)} of the images for {source}" for source, share in worst.items()]
+    return join_names(shares) if shares else ""
 
 
 def _with_states(material: Material) -> dict[tuple[str, str], Cell]:

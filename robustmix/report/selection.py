@@ -187,6 +187,8 @@ def _commands(cells: Sequence[Cell], data: str, sources: Sequence[str], targets:
     for (sweep, batch_size, examples), identities in sorted(groups.items(), key=lambda item: repr(item[0])):
         spec = _spec(identities[0], sweep, {one.eps_255 for one in identities if one.eps_255 is not None})
         words = _command(spec, sources, targets, data)
+        normalize = next((cell.facts.normalize for cell in cells if cell.facts.normalize), None)
+        words += ["--normalize", normalize] if normalize else []
         commands.append(shlex.join([*words, "--limit", str(examples), "--batch-size", str(batch_size)]))
     return tuple(commands)
 
@@ -206,7 +208,9 @@ def _spec(identity: CellIdentity, sweep: Sweep, budgets: set[float]) -> AttackSp
 
 def _command(spec: AttackSpec, sources: Sequence[str], targets: Sequence[str], data: str) -> list[str]:
     """The words of the command that makes an attack."""
-    words = ["robustmix", "attack", "--data", data, "--source", *sources, "--target", *targets, "--attack", spec.name]
+    # Behind the @ stands the digest that tells apart what once bore the same name.
+    own, other = ([name.partition("@")[0] for name in names] for names in (sources, targets))
+    words = ["robustmix", "attack", "--data", data, "--source", *own, "--target", *other, "--attack", spec.name]
     flags = {"step": "--step-size", "compiled": "--compile"}
     for key in AttackSpec.model_fields:
         value = getattr(spec, key)

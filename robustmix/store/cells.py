@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from robustmix.errors import StoreError
 from robustmix.progress import say
@@ -48,6 +48,10 @@ ENCODING: Final[dict[str, Any]] = {
 }
 
 
+# Of the schema of cells.
+VERSION: Final = 2
+
+
 class CellIdentity(Spec):
     """Everything that determines a cell; its key is the SHA-256 of these fields.
 
@@ -70,6 +74,7 @@ class CellIdentity(Spec):
         precision: in which the attack is crafted; scoring is always in float32.
         impl: whose implementation of the attack.
         compiled: whether the models were compiled.
+        library: that made the attack, with its version; None for our own.
         batch_size: examples per batch; another one may change a few signs.
         version: of this schema.
     """
@@ -91,8 +96,9 @@ class CellIdentity(Spec):
     precision: str = "32"
     impl: str = "robustmix"
     compiled: bool = False
+    library: str | None = None
     batch_size: int
-    version: Literal[2] = 2
+    version: Literal[2] = VERSION
 
     def key(self) -> str:
         """SHA-256 over all fields, in hexadecimal; the file's name."""
@@ -152,6 +158,7 @@ class CellFacts(Spec):
         batches: the state of the source in each batch; empty where no gradient of ours was taken.
         unit_seconds: duration of the unit.
         data_wait: share of that time that was spent waiting for data.
+        normalize: what models from a ``FILE.py:FACTORY`` were put behind.
         halved_from: the batch size that was asked for and did not fit into memory.
         device: in words.
         torch: version.
@@ -170,6 +177,7 @@ class CellFacts(Spec):
     batches: tuple[BatchState, ...] = ()
     unit_seconds: float
     data_wait: float = 0.0
+    normalize: str | None = None
     halved_from: int | None = None
     device: str
     torch: str
@@ -222,6 +230,10 @@ def write_cell(folder: Path, cell: Cell) -> None:
     write_atomically(cell_path(folder, cell.identity), lambda file: pq.write_table(rows, file, **ENCODING))
 
 
+class OtherVersionError(StoreError):
+    """A cell that another version of robustmix wrote: neither damaged nor of use here."""
+
+
 def read_cell(path: Path) -> Cell:
     """Read a cell and check that it is the one that its name promises.
 
@@ -233,9 +245,11 @@ def read_cell(path: Path) -> Cell:
         with path.open("rb") as file:
             rows = pq.read_table(file)
         metadata = rows.schema.metadata or {}
+        if json.loads(metadata[b"robustmix.identity"]).get("version") != VERSION:
+            raise OtherVersionError(f"{path} was written by another version of robustmix")
         identity = CellIdentity.model_validate_json(metadata[b"robustmix.identity"])
         facts = CellFacts.model_validate_json(metadata[b"robustmix.facts"])
-    except (OSError, KeyError, ValidationError, pa.ArrowException) as error:
+    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path} is no cell that can be read ({type(error).__name__})") from None
     if identity.key() != path.stem or rows.schema.names != ROWS.names:
         raise StoreError(f"{path} does not hold the cell that its name promises")
@@ -244,8 +258,19 @@ def read_cell(path: Path) -> Cell:
 
 def read_cells(folder: Path) -> list[Cell]:
     """All cells of a folder, in the order of their keys; damaged ones are set aside with a message."""
-    cells = (_trusted(path) for path in sorted(folder.glob("*.parquet")))
-    return [cell for cell in cells if cell is not None]
+    found = []
+    others = 0
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            cell = _trusted(path)
+        except OtherVersionError:
+            others += 1
+            continue
+        if cell is not None:
+            found.append(cell)
+    if others:
+        say(f"{others} cells in {folder} were written by another version of robustmix and are left out")
+    return found
 
 
 def trusted_cell(folder: Path, identity: CellIdentity) -> Cell | None:
@@ -257,6 +282,8 @@ def trusted_cell(folder: Path, identity: CellIdentity) -> Cell | None:
 def _trusted(path: Path) -> Cell | None:
     try:
         return read_cell(path)
+    except OtherVersionError:
+        raise
     except StoreError as error:
         aside = path.with_suffix(".damaged")
         try:

@@ -50,6 +50,8 @@ COLUMNS: Final = (
     "success",
     "delta_max",
     "norm_median_255",
+    "saturated",
+    "zero_gradient",
     "batch_size",
     "forward",
     "backward",
@@ -151,7 +153,8 @@ def results_table(cells: Iterable[Cell], bearers: Iterable[Bearer], *, unnamed: 
         budget; ``forward`` and ``backward`` the passes per example of the unit that the cell was computed in. Attacks
         that look for the smallest perturbation have neither ``eps_255`` nor ``delta_max``; in the white box they have
         ``norm_median_255``, the median over all examples of the length that makes the target err: 0 where it errs
-        anyway, infinite where the attack fails.
+        anyway, infinite where the attack fails. ``saturated`` is the share of examples whose label the source gave a
+        probability of exactly 1, ``zero_gradient`` of those whose first gradient was zero everywhere.
 
     Raises:
         StoreError: a clean cell is missing.
@@ -251,7 +254,16 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
         "success": float((now & ~before).sum()) / initially_correct if attacked and initially_correct else np.nan,
         "delta_max": float(norm.max()) / to_pixels(identity.eps_255) if attacked and identity.eps_255 else np.nan,
         "norm_median_255": median,
+        "saturated": _over_examples(cell, [state.saturated for state in facts.batches]),
+        "zero_gradient": _over_examples(cell, [state.zero_gradient for state in facts.batches]),
         "batch_size": identity.batch_size,
         "forward": facts.forward,
         "backward": facts.backward,
     }
+
+
+def _over_examples(cell: Cell, shares: list[float]) -> float:
+    """The share among all examples from those among batches, of which the last may be smaller; NaN for none."""
+    size, count = cell.identity.batch_size, cell.rows.num_rows
+    sizes = [min(size, count - number * size) for number in range(len(shares))]
+    return float(np.average(shares, weights=sizes)) if shares else math.nan

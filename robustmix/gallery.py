@@ -1,0 +1,73 @@
+"""Adversarial images that are kept: uint8, rounded within their budget."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from robustmix.data import Split
+from robustmix.device import Team
+from robustmix.planning import Plan, Unit
+from robustmix.progress import say
+from robustmix.spec.attack import Course
+from robustmix.store.atomic import write_text
+from robustmix.store.cells import gallery_path
+from robustmix.store.workspace import Workspace
+
+
+class Gallery:
+    """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
+
+    def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team, claim: str) -> None:
+        self._claim = claim
+        self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
+        self._unit, self._team = unit, team
+        shape = (len(inputs), *inputs.shape)
+        if team.rank == 0:
+            place.gallery.mkdir(parents=True, exist_ok=True)
+            for path in self._paths.values():
+                np.lib.format.open_memmap(self._part(path), mode="w+", dtype=np.uint8, shape=shape).flush()
+        team.barrier()
+        self._files = {course: self._part(path).open("r+b", buffering=0) for course, path in self._paths.items()}
+        first = next(iter(self._paths.values()))
+        self._start = np.lib.format.open_memmap(self._part(first), mode="r").offset
+
+    def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
+        """Keep uint8 images [B, C, H, W] of consecutive examples [B].
+
+        Written at their place in the file: through a mapping, several machines would write each other's pages.
+        """
+        images = levels.cpu().contiguous().numpy()
+        os.pwrite(self._files[course].fileno(), images.tobytes(), self._start + int(indices[0]) * images[0].size)
+
+    def flush(self) -> None:
+        """Let the other processes see what this one has kept."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+
+    def finish(self, plan: Plan) -> None:
+        """Give the files their names, each beside what it is."""
+        for course, path in self._paths.items():
+            identity = self._unit.at(course)[0].identity
+            what = {
+                **identity.model_dump(exclude={"target"}),
+                "source_name": self._unit.source.name if self._unit.source else None,
+                "data": plan.data.spec,
+                "images": path.name,
+            }
+            write_text(path.with_suffix(".json"), json.dumps(what, indent=1) + "\n")
+            self._part(path).replace(path)
+        say(f"adversarial images: {', '.join(str(path) for path in self._paths.values())}")
+
+    def close(self) -> None:
+        """Remove what has not been finished."""
+        for file in self._files.values():
+            file.close()
+        if self._team.rank == 0:
+            for path in self._paths.values():
+                self._part(path).unlink(missing_ok=True)
+
+    def _part(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}.{self._claim[:16]}.part")
