@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import Team, describe_device, is_out_of_memory, launch, synchronize
+from robustmix.device import Team, describe_device, is_out_of_memory, launch, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
@@ -248,7 +248,8 @@ class _Job:
                     # Spread over it: the images of a class may lie together.
                     some = torch.linspace(0, len(test) - 1, min(CHECKED, len(test)), dtype=torch.float64).long()
                     x, y = next(iter(test.batches([some], self.team.device)))
-                    check_model(one, model, x, y, self.plan.data.classes)
+                    with memory_hint("--device cpu"):
+                        check_model(one, model, x, y, self.plan.data.classes)
                 self._models[key] = model
         return self._models[key]
 

@@ -238,6 +238,16 @@ def test_no_number_is_an_error_that_names_unit_and_batch(net: str, message: str,
     assert not list((workspace / "results/parts").iterdir()), "the claim on the unit is given back"
 
 
+def test_no_number_in_another_library_s_hands_is_an_error_that_names_the_batch(workspace: Path) -> None:
+    pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
+    wanted = suite(
+        AttackSpec(name="ifgsm", eps=(16,), steps=2, impl="torchattacks"), sources=f"{workspace}/net.py:NoSlope"
+    )
+    with pytest.raises(EvaluationError, match=r"^ifgsm from \S+:NoSlope: in batch 1: .* a gradient is NaN or infinite"):
+        evaluate(wanted, workspace=workspace)
+    assert attacked(workspace) == []
+
+
 Crafter = Callable[..., Iterator[tuple[Course, Tensor]]]
 
 
@@ -295,11 +305,12 @@ def test_only_the_batch_that_leaves_its_budget_is_named(workspace: Path, monkeyp
     "spec",
     [
         AttackSpec(name="ifgsm", eps=(16, 32), steps=3, labels="predicted"),
+        AttackSpec(name="ifgsm", eps=(16, 32), steps=3, labels="predicted", precision="bf16"),
         AttackSpec(name="pgd", eps=(32,), steps=2, restarts=2, labels="predicted"),
         AttackSpec(name="signs", eps=(32,), restarts=2, labels="predicted"),
         AttackSpec(name="fgsm", eps=(32,), labels="predicted", impl="torchattacks"),
     ],
-    ids=lambda spec: f"{spec.name}-{spec.impl}",
+    ids=lambda spec: f"{spec.name}-{spec.precision}-{spec.impl}",
 )
 def test_predicted_labels_are_the_source_s_without_an_attack(spec: AttackSpec, workspace: Path) -> None:
     """As if the source's clean predictions were the truth; but the error is against the truth."""

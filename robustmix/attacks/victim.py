@@ -68,13 +68,15 @@ class Victim:
         with frozen(self.model), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
             logits = self.model(x.requires_grad_())
-            if not logits.requires_grad:
+            labels = self._settle(logits)
+            gradient = None
+            if logits.requires_grad:
+                (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x, allow_unused=True)
+            if gradient is None:
                 raise EvaluationError(
                     "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or "
                     "rounds; make it differentiable, or attack it with square or hopskipjump"
                 )
-            labels = self._settle(logits)
-            (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x)
         # Not every loss passes a NaN logit on to its gradient. Minus infinity is how a model rules a class out.
         finite = gradient.isfinite().flatten(1).all(dim=1) & (logits.detach().amax(dim=1) < torch.inf)
         if not len(self.gap):
