@@ -28,7 +28,7 @@ from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
 
-LOOKED_AT: Final = 16
+LOOKED_AT: Final = 8
 
 
 def transfer_matrix(

@@ -92,7 +92,8 @@ def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tenso
                 f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and "
                 "use them in eval mode"
             )
-        logits = _logits(model, x)
+        if len(x) > len(few):
+            logits = _logits(model, x)
     if bad := int((~logits.isfinite()).any(dim=1).sum()):
         raise EvaluationError(
             f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"

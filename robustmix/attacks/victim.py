@@ -16,18 +16,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Frozen parameters keep the backward pass from computing their gradients, which an attack has no use for.
     """
+    # Setting what is set already would cost a few hundredths of a small network's pass, at every gradient.
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = any(mode for _, mode in modes)
     try:
-        model.eval()
-        for parameter, _ in flags:
+        if training:
+            model.eval()
+        for parameter in learning:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes if training else ():
             module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 class Victim:

@@ -9,12 +9,13 @@ from robustmix.cli.tables import markdown
 
 
 def main(raw: Path, out: Path) -> None:
-    """Compare the fastest rounds of each job."""
+    """Compare the fastest turns of each job."""
     run = json.loads(raw.read_text())
     jobs: dict[tuple[str, str], dict[str, Any]] = {}
     for one in run["benchmarks"]:
-        info = one["extra_info"]
-        jobs.setdefault((info["job"], info["size"]), {})[info["part"]] = {**info, "seconds": one["stats"]["min"]}
+        info = {**one["extra_info"], "seconds": one["stats"]["min"]}
+        parts = jobs.setdefault((info["job"], info["size"]), {})
+        parts[info["part"]] = min(info, parts.get(info["part"], info), key=lambda turn: float(turn["seconds"]))
     rows, saved = [], []
     for (job, size), parts in jobs.items():
 
@@ -37,7 +38,7 @@ def main(raw: Path, out: Path) -> None:
     cpu = run["machine_info"]["cpu"]
     machine = {"cpu": cpu.get("brand_raw", "?"), "threads": run["benchmarks"][0]["extra_info"]["threads"]}
     out.write_text(json.dumps({"machine": machine, "jobs": saved}, indent=1) + "\n")
-    print(f"{machine['cpu']}, {machine['threads']} threads; ratios of the fastest rounds")
+    print(f"{machine['cpu']}, {machine['threads']} threads; ratios of the fastest turns")
     print(markdown(["job, network", *figures, "largest change of an error by bf16"], rows))
 
 
