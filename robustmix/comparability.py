@@ -19,12 +19,22 @@ SHARED_RECIPE: Final = {
     "lr": "learning rate",
     "weight_decay": "weight decay",
     "dropout": "dropout",
+    "label_smoothing": "label smoothing",
+    "noise_sd": "noise",
 }
 # How Zhang et al. word eps / steps.
 EQUAL_STEPS: Final = "equal step size"
 _ATTACKS: Final = {"bim": "ifgsm", "none": None, "clean": None, "": None}
 _METHODS: Final = {"mixupc": "mixup"}
+_MODELS: Final = {"resnext298x64d": "resnext298x64"}
 _NORMS: Final = {"inf": "linf"}
+# What publications call a method together with what `Recipe.training` adds to it, without the amount.
+_TRAINED: Final = {
+    ("erm", "smoothing"): "label-smoothing",
+    ("erm", "noise"): "gaussian-noise",
+    ("erm", "pgd"): "pgd-at",
+    ("mixup", "pgd"): "pgd-at-mixup",
+}
 
 
 def reasons(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
@@ -34,12 +44,13 @@ def reasons(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
         figure: the published one.
         measured: what is known of the cell; absent, None and NaN mean not known, other keys are ignored.
             Texts: ``data`` (its name), ``like`` (the data set it resembles), ``data_note`` (what sets it
-            apart from that), ``model``, ``method``, ``metric``, ``role``, ``attack`` (absent if clean),
-            ``norm``, ``source_method``, ``statistic`` (a key of ``STATISTIC``). Numbers: ``width``,
+            apart from that), ``model``, ``method`` and ``source_method`` (a method's name or a recipe's
+            ``training``), ``also`` (what else is unusual about the training, in words), ``metric``, ``role``,
+            ``attack`` (absent if clean), ``norm``, ``statistic`` (a key of ``STATISTIC``). Numbers: ``width``,
             ``epochs``, ``train_examples``, ``train_error`` (percent, on unmixed training examples),
             ``label_noise`` (percent, 0 if absent), ``eps_255`` and ``step_255`` (units of 1/255), ``steps``,
-            ``n`` (test examples), ``alpha``, ``batch_size``, ``lr``, ``weight_decay``, ``dropout``;
-            ``seeds`` is how many there are or a list of them.
+            ``n`` (test examples), ``alpha``, ``batch_size``, ``lr``, ``weight_decay``, ``dropout``,
+            ``label_smoothing``, ``noise_sd``; ``seeds`` is how many there are or a list of them.
 
     Raises:
         SpecError: a value is of the wrong type.
@@ -78,7 +89,7 @@ def level(figure: Figure, measured: Mapping[str, Any]) -> Level:
     same = (
         not _other_data(figure, measured)
         and (size is None or figure.train_examples is None or size == figure.train_examples)
-        and _plain(_text(measured, "model")) == _plain(figure.model)
+        and same_model(_text(measured, "model"), figure)
         and width in (None, figure.width)
         and epochs is not None
         and epochs == figure.recipe.epochs
@@ -86,6 +97,25 @@ def level(figure: Figure, measured: Mapping[str, Any]) -> Level:
         and (figure.steps is None or steps == figure.steps)
     )
     return "same experiment" if same else "same design"
+
+
+def published_method(training: str) -> str:
+    """What publications call a way of training, by `robustmix.spec.recipe.Recipe.training`.
+
+    Label noise is no method of its own, and how much of a thing there is stands in a figure's recipe. What no
+    publication has a name for keeps its own.
+    """
+    method, *extras = training.split("+")
+    kinds = [kind for extra in extras if (kind := re.sub(r"-[^a-z].*", "", extra)) != "label-noise"]
+    if not kinds:
+        return method
+    return _TRAINED.get((method, "+".join(kinds)), training)
+
+
+def same_model(model: str | None, figure: Figure) -> bool:
+    """Whether a network is the one of a figure, by whichever package's name."""
+    plain = _plain((model or "").rpartition(":")[2])
+    return _MODELS.get(plain, plain) == _plain(figure.model)
 
 
 def _not_reproduced(figure: Figure) -> str:
@@ -110,7 +140,7 @@ def _other_design(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
     )
     for what, key, published, names in pairs:
         here = _text(measured, key)
-        plain = _plain(here)
+        plain = _plain(published_method(here) if here and key.endswith("method") else here)
         if here is not None and published is not None and names.get(plain, plain) != _plain(published):
             found.append(f"another {what}: {here} instead of {published}")
     noise, published_noise = _number(measured, "label_noise") or 0, figure.recipe.label_noise or 0
@@ -138,7 +168,7 @@ def _other_data(figure: Figure, measured: Mapping[str, Any]) -> str:
 def _other_network(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
     found = []
     model, width = _text(measured, "model"), _number(measured, "width")
-    if _plain(model) != _plain(figure.model):
+    if not same_model(model, figure):
         found.append(f"another model: {model or 'unknown'} instead of {figure.model}")
     if width is not None and figure.width is not None and width < figure.width:
         found.append(f"a narrower network: width {width:g} of {figure.width}")
@@ -162,6 +192,8 @@ def _other_training(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
         here, there = _number(measured, key), getattr(figure.recipe, key)
         if here is not None and there is not None and not _close(here, there):
             found.append(f"{name} {here:g} instead of {there:g}")
+    if also := _text(measured, "also"):
+        found.append(f"trained with {also}")
     return found
 
 

@@ -17,12 +17,17 @@ from typing import Final, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from robustmix import progress
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.spec.names import Device, Precision
 
 AUTOCAST: Final[dict[Precision, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What gloo and NCCL say of a connection whose other end has gone.
+BROKEN_CONNECTION: Final = ("connection", "gloo", "nccl")
 
 NO_MEMORY: Final = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
@@ -67,10 +72,7 @@ class Team:
                 pause = min(2 * pause, POLL_S)
             arrived.wait()
         except RuntimeError:
-            time.sleep(5)  # whoever started this process may know more, say so and end it
-            raise EvaluationError(
-                f"process {self.rank} of {self.size}: another process of this job has ended; what had finished is kept"
-            ) from None
+            self._left()
 
     def share(self, value: T) -> T:
         """Rank 0's value, in every process.
@@ -97,6 +99,67 @@ class Team:
         mine = make() if self.rank == 0 else None
         self.barrier()
         return make() if self.rank > 0 else cast(T, mine)
+
+    def sum(self, figures: Tensor) -> Tensor:
+        """The sum over all processes of figures that each has of its own, on the CPU."""
+        total = figures.detach().cpu().clone()
+        if self.size > 1:
+            self.barrier()
+            dist.all_reduce(total)
+        return total
+
+    def learner(self, model: nn.Module, *, sync_batch_norm: bool = False) -> nn.Module:
+        """The model as every process trains it: the gradients are averaged over all of them.
+
+        Weights begin as rank 0's. So do batch norm's running statistics at every step; each process normalises by its
+        own part of the batch.
+
+        Args:
+            model: on this process's device.
+            sync_batch_norm: normalise by the statistics of the whole batch instead; on GPUs only.
+
+        Raises:
+            SpecError: batch norm cannot be synchronised here.
+        """
+        if sync_batch_norm and self.device.type != "cuda":
+            raise SpecError(f"--sync-batch-norm works on GPUs only, not on {self.device.type}")
+        if self.size == 1:
+            return model
+        on_gpu = self.device.type == "cuda"
+        group = dist.new_group(backend="nccl") if on_gpu else None
+        if sync_batch_norm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        return DistributedDataParallel(model, device_ids=[self.device] if on_gpu else None, process_group=group)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give the model of every process rank 0's buffers, such as batch norm's running statistics."""
+        if self.size == 1:
+            return
+        self.barrier()
+        for buffer in model.buffers():
+            value = buffer.cpu()
+            dist.broadcast(value, src=0)
+            buffer.copy_(value)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Turn what the library of a connection says when another process has died into one line.
+
+        Raises:
+            EvaluationError: another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not any(word in str(error).lower() for word in BROKEN_CONNECTION):
+                raise
+            self._left()
+
+    def _left(self) -> NoReturn:
+        time.sleep(5)  # whoever started this process may know more, say so and end it
+        raise EvaluationError(
+            f"process {self.rank} of {self.size}: another process of this job has ended; what had finished is kept"
+        ) from None
 
 
 def launch(device: Device = "auto", devices: int = 1, nodes: int = 1) -> Team:

@@ -42,8 +42,8 @@ class Participant:
 
     @property
     def method(self) -> str | None:
-        """How a run's training batches were mixed; None for other models."""
-        return self.run.recipe.method if self.run else None
+        """How a run was trained; None for other models."""
+        return self.run.method if self.run else None
 
     @property
     def seed(self) -> int | None:

@@ -15,6 +15,10 @@ class Stream(IntEnum):
     VALIDATION = 4
     FOLDER = 5
     ATTACK = 6
+    LABEL_NOISE = 7
+    DROP = 8
+    NOISE = 9
+    START = 10
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

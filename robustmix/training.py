@@ -1,44 +1,50 @@
-"""Training: one loop that can be read in one screen, resumed exactly from its last finished epoch."""
+"""Training: a loop that can be read in one screen, resumed exactly from wherever it was stopped."""
 
-import fcntl
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Final, cast
 
+import numpy as np
 import torch
-from torch import nn
-from torch.optim import SGD
+from torch import Tensor, nn
 
-from robustmix._version import __version__
-from robustmix.checkpoints import load_state, save_model, save_state
-from robustmix.data import Dataset, Split, TensorSplit, load_data
-from robustmix.data.augment import augment
-from robustmix.device import autocast, describe_device, memory_hint, pick_device, synchronize
-from robustmix.errors import CheckpointError, EvaluationError, SpecError, StoreError
-from robustmix.mixing import METHODS, apply, mixed_correct, soft_cross_entropy, soft_labels
-from robustmix.models import SMALLEST_SIDE, Classifier, ModelSpec, build
+from robustmix.attacks.gradient import from_start
+from robustmix.attacks.victim import Victim
+from robustmix.checkpoints import save_model
+from robustmix.data import Augmentation, Dataset, Share, Split
+from robustmix.device import Team, autocast, launch, memory_hint, synchronize
+from robustmix.errors import EvaluationError
+from robustmix.mixing import (
+    Mix,
+    add_noise,
+    apply,
+    mixed_correct,
+    nearest_neighbours,
+    plan,
+    soft_cross_entropy,
+    soft_labels,
+)
+from robustmix.preparation import Task, default_name, prepare
 from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
+from robustmix.scalars import Scalars
+from robustmix.spec.attack import PGD_STRIDE, Course
 from robustmix.spec.names import Device
 from robustmix.spec.recipe import Recipe
-from robustmix.store.runs import (
-    HISTORY,
-    RECIPE,
-    STATE,
-    WEIGHTS,
-    Run,
-    RunFacts,
-    read_run,
-    run_names,
-    write_history,
-    write_recipe,
-)
+from robustmix.store.runs import WEIGHTS, Run, read_run, write_history
 from robustmix.store.workspace import Workspace
+from robustmix.trainee import Trainee, begin, learning_rate
+from robustmix.units import to_pixels
 
-EVALUATION_BATCH = 512
+EVALUATION_BATCH: Final = 512
+# Epochs that take hours are saved on the way, too.
+SAVE_EVERY: Final = 500
 
 
 def train(
@@ -47,17 +53,27 @@ def train(
     name: str | None = None,
     workspace: str | Path | None = None,
     device: Device = "auto",
+    team: Team | None = None,
     data_root: str | Path | None = None,
+    stream: bool | None = None,
+    workers: int = 0,
+    compiled: bool = False,
+    tensorboard: bool = False,
     overwrite: bool = False,
 ) -> Run:
-    """Train a run, or go on with it from its last finished epoch, or do nothing if it has finished.
+    """Train a run, or go on with it from where it was stopped, or do nothing if it has finished.
 
     Args:
         recipe: fields that are not set take the data set's defaults (Zhang et al. 2018 for CIFAR).
         name: of the run; the method, with the seed if the recipe sets one, if not given.
         workspace: the folder that gets ``runs/<name>/``.
         device: to train on.
+        team: of processes that train together, each on its part of every batch; this one alone if not given.
         data_root: the folder with the data.
+        stream: see `robustmix.load_data`.
+        workers: processes that read streamed images.
+        compiled: train by ``torch.compile``; other bits, more images/s.
+        tensorboard: write event files beside the history.
         overwrite: replace a run of that name that has another recipe.
 
     Returns:
@@ -68,208 +84,225 @@ def train(
         DataError: the data cannot be loaded.
         EvaluationError: the loss is no longer finite.
     """
+    team = team or launch(device)
     name = default_name(recipe) if name is None else name
     place = Workspace.find(workspace)
-    folder = place.run(name)
-    where = pick_device(device)
-    data = load_data(recipe.data, data_root).with_validation(recipe.val)
-    recipe = recipe.resolved(data.like)
-    split = data.train.in_memory().first(recipe.limit)
-    _check_fit(recipe, data, split)
-    digest = split.digest()
-    known = read_run(place, name) if name in run_names(place) else None
-    if known and known.begun and not overwrite:
-        if known.recipe != recipe:
-            raise SpecError(
-                f"run {name!r} exists with another recipe ({', '.join(known.recipe.differences(recipe))}): choose "
-                "another name or workspace, or replace it with --overwrite"
-            )
-        if known.facts and known.facts.train_digest != digest:
-            raise SpecError(
-                f"run {name!r} was trained on other data than {recipe.data} holds now: choose another name or "
-                "workspace, or replace it with --overwrite"
-            )
-    if known and known.finished and known.recipe == recipe and known.facts and known.facts.train_digest == digest:
-        say(f"run {name!r} has finished: {summary(known)}")
-        return known
-    with _locked(folder):
-        if overwrite and not _resumable(folder, recipe, digest):
-            _clear(folder)
-        write_recipe(folder, recipe)
-        with memory_hint(f"a smaller --batch-size than {recipe.batch_size} or --width than {recipe.width}"):
-            _train(recipe, data, digest, folder, where)
-    run = read_run(place, name)
+    task = prepare(recipe, name, place, team, data_root=data_root, stream=stream, workers=workers, overwrite=overwrite)
+    if not task.finished:
+        smaller = f"a smaller --batch-size than {task.recipe.batch_size}, --precision bf16, or a smaller network"
+        with task.begun(team), team.together(), memory_hint(smaller):
+            _train(task, team, compiled=compiled, tensorboard=tensorboard)
+            team.barrier()
+    run = task.finished or read_run(place, name)
     say(f"run {name!r} has finished: {summary(run)}")
     return run
 
 
-def _train(recipe: Recipe, data: Dataset, digest: str, folder: Path, device: torch.device) -> None:
-    """The loop. Everything random is a function of (seed, epoch, step), so a resumed run ends with the same bits."""
-    split = data.train.in_memory().first(recipe.limit).to(device)
-    test, val = data.test.to(device), data.val.to(device) if data.val else None
-    steps = math.ceil(len(split) / recipe.batch_size)
-    model, optimiser, scaler, history = _start(recipe, data, split, digest, folder, device)
-    plan, classes = METHODS[recipe.method], len(data.classes)
-    facts = _facts(data, split, digest, model, device)
+@dataclass(frozen=True)
+class _Loop:
+    """What the steps of a run have in common: the network itself, what trains it, and what it is trained on."""
 
+    task: Task
+    team: Team
+    trainee: Trainee
+    network: nn.Module
+    learner: nn.Module
+    split: Split
+    neighbours: Tensor | None
+
+
+def _train(task: Task, team: Team, *, compiled: bool, tensorboard: bool) -> None:
+    """Epoch after epoch: train, measure, save."""
+    recipe, data, folder, device = task.recipe, task.data, task.folder, team.device
+    split = data.train.to(device)
+    held_out = {"val": data.val.to(device) if data.val else None, "test": data.test.to(device)}
+    trainee = begin(recipe, data, team)
+    trainee.resume(folder, recipe, task.digest)
+    model, history, facts = trainee.model, trainee.history, task.facts(trainee.model, team)
+    network = cast(nn.Module, torch.compile(model)) if compiled else model
+    learner = team.learner(network, sync_batch_norm=recipe.sync_batch_norm)
+    loop = _Loop(task, team, trainee, network, learner, split, _neighbours(recipe, split, device))
+    scalars = Scalars(folder, history) if tensorboard and team.rank == 0 else None
     for epoch in range(len(history), recipe.epochs):
-        started = time.perf_counter()
-        order = torch.from_numpy(generator(recipe.seed, Stream.ORDER, epoch).permutation(len(split)))
-        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        model.train()
-        with Progress(f"{folder.name} epoch {epoch + 1}/{recipe.epochs}", len(split), "images") as progress:
-            for step, indices in enumerate(order.split(recipe.batch_size)):
-                lr = learning_rate(recipe, epoch, step, steps)
-                optimiser.param_groups[0]["lr"] = lr
-                x, y = split.gather(indices, device)
-                x = augment(x, recipe.augment, generator(recipe.seed, Stream.AUGMENT, epoch, step))
-                mix = plan(y, generator(recipe.seed, Stream.MIX, epoch, step), recipe)
-                targets = soft_labels(mix, y, classes)
-                x = apply(mix, x).contiguous(memory_format=torch.channels_last)
-                with autocast(device, recipe.precision):
-                    logits = model(x)
-                loss = soft_cross_entropy(logits.float(), targets)
-                scaler.scale(loss).backward()
-                scaler.step(optimiser)
-                scaler.update()
-                optimiser.zero_grad(set_to_none=True)
-                loss_sum += loss.detach() * len(y)
-                correct += mixed_correct(logits.detach(), targets)
-                seen = min(len(split), (step + 1) * recipe.batch_size)
-                note = (
-                    f"loss {float(loss_sum) / seen:.3f}  accuracy {float(correct) / seen:.1%}" if progress.due else ""
-                )
-                progress.advance(len(y), note)
-        synchronize(device)
-        seconds = time.perf_counter() - started
-        if not math.isfinite(float(loss_sum)):
-            raise EvaluationError(
-                f"run {folder.name!r}: the training loss is {float(loss_sum)} in epoch {epoch + 1}; "
-                f"lower --lr (now {recipe.lr})"
-            )
-        last = epoch + 1 == recipe.epochs
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "lr": lr,
-                "train_loss": float(loss_sum) / len(split),
-                "train_error_mixed": 1 - float(correct) / len(split),
-                "train_error": error_rate(model, split) if last else math.nan,
-                "val_error": error_rate(model, val) if val else math.nan,
-                "test_error": error_rate(model, test),
-                "seconds": seconds,
-                "images_per_second": len(split) / seconds,
-            }
-        )
-        save_state(
-            folder / STATE,
-            {
-                "format": "robustmix-state-1",
-                "recipe": recipe.model_dump(),
-                "train_digest": digest,
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "scaler": scaler.state_dict(),
-                "history": history,
-            },
-        )
-        write_history(folder, history, facts)
-        row = history[-1]
+        row = {"epoch": epoch + 1, **_epoch(loop, epoch)}
+        team.share_buffers(model)
+        for half, examples in held_out.items():
+            row |= _measured(half, network, examples, team)
+        row |= _measured_training(network, split, data.corrupted, team, last=epoch + 1 == recipe.epochs)
+        history.append(row)
+        trainee.step, trainee.totals = 0, torch.zeros(2, dtype=torch.float64)
+        if team.rank == 0:
+            trainee.save(folder, recipe, task.digest)
+            write_history(folder, history, facts)
+        if scalars:
+            scalars.write(row)
         say(
             f"{folder.name} epoch {epoch + 1}/{recipe.epochs}: loss {row['train_loss']:.3f}  training error (as mixed) "
             f"{row['train_error_mixed']:.1%}  test error {row['test_error']:.1%}  "
             f"{row['images_per_second']:,.0f} images/s"
         )
-    write_history(folder, history, facts)
-    save_model(folder / WEIGHTS, model)
+    if scalars:
+        scalars.close()
+    if team.rank == 0:
+        write_history(folder, history, facts)
+        save_model(folder / WEIGHTS, model)
 
 
-def _start(
-    recipe: Recipe, data: Dataset, split: TensorSplit, digest: str, folder: Path, device: torch.device
-) -> tuple[Classifier, SGD, torch.amp.GradScaler, list[dict[str, Any]]]:
-    """Fresh weights from the seed, or the state of the last finished epoch."""
-    spec = ModelSpec(name=recipe.model, width=recipe.width, classes=data.classes, shape=data.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(recipe.seed, Stream.INIT).integers(2**63)))
-        model = build(spec, *split.channel_statistics())
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    history: list[dict[str, Any]] = []
-    if (folder / STATE).exists():
-        state = load_state(folder / STATE)
-        if not _fits(state, recipe, digest):
-            raise CheckpointError(
-                f"{folder / STATE} was trained by another recipe or on other data; start anew with --overwrite"
-            )
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        history = state["history"]
-        if len(history) < recipe.epochs:
-            say(f"run {folder.name!r}: going on after epoch {len(history)} of {recipe.epochs}")
-    return model, optimiser, scaler, history
-
-
-def _fits(state: dict[str, Any], recipe: Recipe, digest: str) -> bool:
-    return bool(state["recipe"] == recipe.model_dump() and state["train_digest"] == digest)
-
-
-def _resumable(folder: Path, recipe: Recipe, digest: str) -> bool:
-    """Whether what stands in a folder belongs to this recipe and data, so that there is nothing to replace."""
-    if not (folder / STATE).exists():
-        return not (folder / WEIGHTS).exists()
-    try:
-        return _fits(load_state(folder / STATE), recipe, digest)
-    except CheckpointError:
-        return False
-
-
-def _clear(folder: Path) -> None:
-    """Remove a run, what would make it look finished first, so that a kill leaves nothing that could be mistaken."""
-    for name in (WEIGHTS, HISTORY, STATE, RECIPE):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _check_fit(recipe: Recipe, data: Dataset, split: TensorSplit) -> None:
-    """Refuse what cannot be trained before anything is written."""
-    if min(data.shape[1:]) < SMALLEST_SIDE:
-        raise SpecError(f"{recipe.model} takes images of at least 8x8; those of {data.spec} are {list(data.shape)}")
-    if len(split) % recipe.batch_size == 1:
-        raise SpecError(
-            "the last batch would hold a single example, on which batch norm is undefined: choose another "
-            f"--batch-size than {recipe.batch_size} for {len(split)} training examples, or another --limit"
+def _epoch(loop: _Loop, epoch: int) -> dict[str, float]:
+    """The loop. Everything random is a function of (seed, epoch, step), so a resumed run ends with the same bits."""
+    recipe, data, folder = loop.task.recipe, loop.task.data, loop.task.folder
+    team, trainee, split, device = loop.team, loop.trainee, loop.split, loop.team.device
+    optimiser, scaler = trainee.optimiser, trainee.scaler
+    begun, first, steps = time.perf_counter(), trainee.step, math.ceil(len(split) / recipe.batch_size)
+    totals = (trainee.totals / team.size).to(device)
+    planned, ahead = tee(planned_steps(recipe, data, epoch, first, team, loop.neighbours))
+    augmentation = Augmentation(recipe.augment, recipe.seed, epoch)
+    batches = split.training_batches((step.share for step in ahead), device, augmentation)
+    loop.learner.train()
+    with Progress(f"{folder.name} epoch {epoch + 1}/{recipe.epochs}", len(split), "images") as progress:
+        progress.advance(first * recipe.batch_size)
+        for step, (x, y) in zip(planned, batches, strict=True):
+            lr = optimiser.param_groups[0]["lr"] = learning_rate(recipe, epoch, step.number, steps)
+            x = disturbed(recipe, loop.network, x, y, step)
+            targets = soft_labels(step.mix, y, len(data.classes), recipe.label_smoothing)
+            with _seeded(recipe, step, device), autocast(device, recipe.precision):
+                logits = mixed_logits(loop.learner, x, step.mix)
+            # The mean over the whole batch; several processes' gradients are averaged.
+            own = len(targets) / step.size
+            loss = soft_cross_entropy(logits.float(), targets) * (own * team.size)
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            right = mixed_correct(logits.detach(), targets)
+            totals += torch.stack([loss.detach() * (step.size / team.size), right])
+            seen = step.number * recipe.batch_size + step.size
+            progress.advance(step.size, _note(totals, seen * own) if progress.due else "")
+            if seen < len(split) and (step.number + 1) % SAVE_EVERY == 0:
+                trainee.step, trainee.totals = step.number + 1, team.sum(totals)
+                totals = (trainee.totals / team.size).to(device)
+                team.share_buffers(trainee.model)
+                if team.rank == 0:
+                    trainee.save(folder, recipe, loop.task.digest)
+    synchronize(device)
+    seconds = time.perf_counter() - begun
+    loss_sum, right_sum = team.sum(totals).tolist()
+    if not math.isfinite(loss_sum):
+        raise EvaluationError(
+            f"run {folder.name!r}: the training loss is {loss_sum} in epoch {epoch + 1}; lower --lr (now {recipe.lr})"
         )
+    return {
+        "lr": lr,
+        "train_loss": loss_sum / len(split),
+        "train_error_mixed": 1 - right_sum / len(split),
+        "seconds": seconds,
+        "images_per_second": (len(split) - first * recipe.batch_size) / seconds,
+    }
 
 
-def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of one step.
+@dataclass(frozen=True)
+class Step:
+    """One training batch as one process sees it.
 
-    ``step``: divided by 10 once 50 % and again once 75 % of the epochs are over (100 and 150 of 200 in Zhang et al.).
-    ``cosine``: half a cosine from the start to 0 over all steps (Loshchilov and Hutter 2017).
+    Attributes:
+        epoch: from 0.
+        number: of the step in its epoch, from 0.
+        size: examples in the whole batch.
+        share: what this process needs of them.
+        mix: how they are mixed.
+        rank: of the process.
     """
-    if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * (epoch * steps + step) / (recipe.epochs * steps)))
-    passed = sum(epoch >= recipe.epochs * share for share in (0.5, 0.75))
-    return recipe.lr * 0.1**passed
+
+    epoch: int
+    number: int
+    size: int
+    share: Share
+    mix: Mix | None
+    rank: int
+
+
+def planned_steps(
+    recipe: Recipe, data: Dataset, epoch: int, first: int, team: Team, neighbours: Tensor | None = None
+) -> Iterator[Step]:
+    """The steps of an epoch: a random order of the examples, and how each batch is mixed.
+
+    Args:
+        recipe: of the run.
+        data: with the training examples.
+        epoch: from 0.
+        first: number of the first step that is wanted.
+        team: of processes; each gets its part of every batch.
+        neighbours: int64 [N, k], training examples that are near each; None unless partners are drawn from them.
+    """
+    split = data.train
+    order = torch.from_numpy(generator(recipe.seed, Stream.ORDER, epoch).permutation(len(split)))
+    for number, rows in list(enumerate(order.split(recipe.batch_size)))[first:]:
+        low, high = (len(rows) * part // team.size for part in (team.rank, team.rank + 1))
+        rng = generator(recipe.seed, Stream.MIX, epoch, number)
+        near = None if neighbours is None else neighbours[rows]
+        mix = plan(recipe, split.labels[rows], split.shape, rng, epoch, near, classes=len(data.classes))
+        positions, places = torch.arange(low, high), rows
+        if mix is not None:
+            places = rows if mix.outside is None else torch.cat([rows, mix.outside])
+            positions, mix = mix.part(low, high)
+            mix = mix.to(team.device)
+        share = Share(places[positions], positions, len(places), number)
+        yield Step(epoch, number, len(rows), share, mix, team.rank)
+
+
+def disturbed(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
+    """Inputs [R, ...] as the recipe changes them before mixing: by PGD (Madry et al. 2018), by Gaussian noise.
+
+    Adversarial examples are crafted in eval mode, each against its own label, so that mixing remains what it is
+    (as Lamb et al. 2019 mix them).
+    """
+    share, counters = step.share, (step.epoch, step.number)
+    if recipe.adversarial_eps is not None:
+        eps, steps = to_pixels(recipe.adversarial_eps), recipe.adversarial_steps
+        drawn = generator(recipe.seed, Stream.START, *counters).random((share.size, *x.shape[1:]), dtype=np.float32)
+        offsets = torch.empty_like(x).copy_(torch.from_numpy(drawn)[share.positions]).mul_(2).sub_(1)
+        victim = Victim(_Autocast(model, recipe), y, "ce", trusted=True)
+        x = from_start(victim, x, offsets, Course(eps, steps, PGD_STRIDE * eps / steps), "linf")
+    if recipe.noise:
+        rng = generator(recipe.seed, Stream.NOISE, *counters)
+        x = add_noise(x, recipe.noise, rng, share.positions, share.size)
+    return x
+
+
+def mixed_logits(model: nn.Module, x: Tensor, mix: Mix | None) -> Tensor:
+    """Logits [n, K] of inputs [R, ...] that are mixed here or behind one of the model's stages."""
+    if mix is None or mix.layer == 0:
+        inputs = apply(mix, x)
+        logits: Tensor = model(inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs)
+    else:
+        logits = model(x, mix.layer, partial(apply, mix))
+    return logits
+
+
+def losses(model: nn.Module, split: Split, team: Team) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and whether the model errs, float32 [N] and bool [N] on the CPU, in eval mode.
+
+    The model's mode is left as found. Several processes share the batches.
+    """
+    training = model.training
+    model.eval()
+    parts = torch.arange(len(split)).split(EVALUATION_BATCH)
+    own = parts[team.rank :: team.size]
+    found = torch.zeros(2, len(split))
+    with torch.inference_mode():
+        for rows, (x, y) in zip(own, split.batches(own, team.device), strict=True):
+            logits = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x).float()
+            loss = nn.functional.cross_entropy(logits, y, reduction="none")
+            found[:, rows] = torch.stack([loss, (logits.argmax(dim=1) != y).float()]).cpu()
+    model.train(training)
+    loss, wrong = team.sum(found)
+    return loss, wrong.bool()
 
 
 def error_rate(model: nn.Module, split: Split) -> float:
     """The share of a split that the model gets wrong, in eval mode; the model's mode is left as found."""
-    training = model.training
-    model.eval()
-    device = split.labels.device
-    wrong = torch.zeros((), device=device)
-    with torch.inference_mode():
-        for x, y in split.batches(torch.arange(len(split)).split(EVALUATION_BATCH), device):
-            wrong += (model(x.contiguous(memory_format=torch.channels_last)).argmax(dim=1) != y).sum()
-    model.train(training)
-    return float(wrong) / len(split)
-
-
-def default_name(recipe: Recipe) -> str:
-    """The method, with the seed if it was set: ``erm1``, ``mixup``."""
-    return f"{recipe.method}{recipe.seed}" if "seed" in recipe.model_fields_set else recipe.method
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return float(losses(model, split, Team(device))[1].double().mean())
 
 
 def summary(run: Run) -> str:
@@ -280,38 +313,62 @@ def summary(run: Run) -> str:
     )
 
 
-def _facts(data: Dataset, split: TensorSplit, digest: str, model: nn.Module, device: torch.device) -> RunFacts:
-    return RunFacts(
-        data=data.name,
-        like=data.like,
-        data_note=data.note,
-        train_digest=digest,
-        train_examples=len(split),
-        classes=len(data.classes),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        device=describe_device(device),
-        threads=torch.get_num_threads(),
-        robustmix=__version__,
-        torch=torch.__version__,
-    )
+def _measured(half: str, model: nn.Module, split: Split | None, team: Team) -> dict[str, float]:
+    """Error and loss of the validation or test examples; NaN where there are none."""
+    if split is None:
+        return {f"{half}_error": math.nan, f"{half}_loss": math.nan}
+    loss, wrong = losses(model, split, team)
+    return {f"{half}_error": float(wrong.double().mean()), f"{half}_loss": float(loss.double().mean())}
 
 
-LOCK = ".lock"
+def _measured_training(
+    model: nn.Module, split: Split, corrupted: Tensor | None, team: Team, *, last: bool
+) -> dict[str, float]:
+    """The training examples' error in eval mode, nothing mixed or augmented; NaN but for the last epoch.
+
+    Where labels are corrupted, ``train_error_real`` is over the examples with their own labels and
+    ``train_error_corrupted`` over the others, against the labels that they were given (Zhang et al. 2018, table 2).
+    """
+    wrong = losses(model, split, team)[1].double() if last else torch.full((len(split),), math.nan)
+    found = {"train_error": float(wrong.mean())}
+    if corrupted is not None:
+        found["train_error_real"] = float(wrong[~corrupted].mean())
+        found["train_error_corrupted"] = float(wrong[corrupted].mean())
+    return found
+
+
+def _neighbours(recipe: Recipe, split: Split, device: torch.device) -> Tensor | None:
+    if recipe.nearest is None:
+        return None
+    images = split.in_memory().images
+    return nearest_neighbours(images, split.labels, recipe.nearest, recipe.same_class, device).cpu()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process from training the same run; the lock dies with its process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SpecError(f"run {folder.name!r} is being trained by another process right now") from None
-        for abandoned in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
-            abandoned.unlink()
+def _seeded(recipe: Recipe, step: Step, device: torch.device) -> Iterator[None]:
+    """Torch's global random numbers as a function of (seed, epoch, step, rank), where the network drops something."""
+    if recipe.drop is None:
         yield
+        return
+    counters = (step.epoch, step.number, step.rank)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(generator(recipe.seed, Stream.DROP, *counters).integers(2**63)))
+        yield
+
+
+def _note(totals: Tensor, seen: float) -> str:
+    loss, right = (totals / seen).tolist()
+    return f"loss {loss:.3f}  accuracy {right:.1%}"
+
+
+class _Autocast(nn.Module):
+    """A model in the precision that it is trained in."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.precision = model, recipe.precision
+
+    def forward(self, x: Tensor) -> Tensor:
+        with autocast(x.device, self.precision):
+            logits: Tensor = self.model(x)
+        return logits

@@ -10,13 +10,11 @@ import os
 import pkgutil
 import sys
 import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module, invalidate_caches
+from importlib import invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -25,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustmix.data.load import _torchvision_datasets
-from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, SpecError
+from robustmix.errors import CheckpointError, EvaluationError, SpecError
 from robustmix.models.classifier import Normalize
+from robustmix.packages import one_line, timm_models, torchvision_models
 from robustmix.progress import say
 from robustmix.spec.names import unknown
 
@@ -252,7 +250,7 @@ def _count_classes(spec: str, made: _Made, model: nn.Module, shape: Shape | None
                 f"how many classes {spec} tells apart is unknown without the shape of an image or their number"
             )
         return given
-    with _one_line(f"{spec} cannot take images {list(shape)}", SpecError), made.alone(), torch.no_grad():
+    with one_line(f"{spec} cannot take images {list(shape)}", SpecError), made.alone(), torch.no_grad():
         found = int(model(torch.zeros(1, *shape)).shape[1])
     return given or found
 
@@ -285,9 +283,7 @@ def _maker(spec: str, statistics: Statistics) -> Callable[[], _Made]:
 
 def _torchvision(spec: str, name: str) -> _Made:
     """A classifier of torchvision's with its default weights."""
-    models = _import_beside_torch(spec, "torchvision.models", "install the torchvision that fits this torch")
-    if name not in (names := models.list_models(module=models)):
-        raise SpecError(unknown("torchvision classifier", name, names))
+    models = torchvision_models(spec, name)
     weights = models.get_model_weights(name).DEFAULT
     with _weights_only(spec):
         network = models.get_model(name, weights=weights)
@@ -304,17 +300,12 @@ def _torchvision(spec: str, name: str) -> _Made:
 
 def _timm(spec: str, name: str) -> _Made:
     """A classifier of timm's by name, or in timm's format by its repository on the hub."""
-    timm = _import_beside_torch(spec, "timm", "pip install 'robustmix[zoo]'")
-    if spec.startswith("hf-hub:"):
-        name = spec
-    elif not timm.is_model(name):
-        close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise SpecError(f"unknown timm model {name!r}{hint}; timm.list_pretrained() names all that have weights")
+    on_hub = spec.startswith("hf-hub:")
+    timm = timm_models(spec, None if on_hub else name)
     # The file of a name that carries a hash must have it.
     timm.models.set_pretrained_check_hash(True)
     with _weights_only(spec):
-        network = timm.create_model(name, pretrained=True)
+        network = timm.create_model(spec if on_hub else name, pretrained=True)
     known = network.pretrained_cfg
     labels = tuple(known.get("label_names") or ())
     return _Made(
@@ -326,16 +317,6 @@ def _timm(spec: str, name: str) -> _Made:
     )
 
 
-def _import_beside_torch(spec: str, name: str, way_out: str) -> ModuleType:
-    """Import what itself imports torchvision, whose operators may have been built for another torch."""
-    try:
-        _torchvision_datasets()
-        return import_module(name)
-    except (ImportError, RuntimeError) as error:
-        package = name.partition(".")[0]
-        raise SpecError(f"{spec} needs {package}, which cannot be imported ({_told(error)}): {way_out}") from None
-
-
 @contextmanager
 def _weights_only(spec: str) -> Iterator[None]:
     """Let torch load tensors only, whatever a library asks it for; fail in one line."""
@@ -343,9 +324,7 @@ def _weights_only(spec: str) -> Iterator[None]:
     before = os.environ.get(switch)
     os.environ[switch] = "1"
     try:
-        with _one_line(
-            f"{spec} cannot be loaded", CheckpointError, "; what is not in the cache yet needs a connection"
-        ):
+        with one_line(f"{spec} cannot be loaded", CheckpointError, "; what is not in the cache yet needs a connection"):
             yield
     finally:
         os.environ.pop(switch)
@@ -367,7 +346,7 @@ def _factory(spec: str, statistics: Statistics) -> Callable[[], _Made]:
     module = sys.modules[f"_robustmix_{digest[:16]}"] = ModuleType(f"_robustmix_{digest[:16]}")
     module.__file__ = str(path)
     beside = _Beside(spec, path.parent)
-    with _one_line(f"{spec} failed", SpecError, path=path), beside.open():
+    with one_line(f"{spec} failed", SpecError, path=path), beside.open():
         exec(compile(source, str(path), "exec"), module.__dict__)
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -375,7 +354,7 @@ def _factory(spec: str, statistics: Statistics) -> Callable[[], _Made]:
         raise SpecError(f"{unknown('factory', name, own)} (in {path})")
 
     def make() -> _Made:
-        with _one_line(f"{spec} failed", SpecError, path=path), beside.open():
+        with one_line(f"{spec} failed", SpecError, path=path), beside.open():
             network = factory if isinstance(factory, nn.Module) else factory()
         if not isinstance(network, nn.Module):
             raise SpecError(f"{spec} returns {type(network).__name__}, not a torch.nn.Module")
@@ -490,22 +469,3 @@ def _place(module: ModuleType | None) -> Path | None:
 def _installed(path: Path) -> bool:
     """Whether a path belongs to Python itself or to what an installer put there, possibly beside the user's file."""
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(STANDARD_LIBRARY)
-
-
-@contextmanager
-def _one_line(what: str, kind: type[RobustmixError], way_out: str = "", path: Path | None = None) -> Iterator[None]:
-    """Turn whatever other people's code raises into one line; keep what it prints out of our output."""
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except RobustmixError:
-        raise
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise kind(f"{what}{where}: {type(error).__name__}: {_told(error)}{way_out}") from None
-
-
-def _told(error: BaseException) -> str:
-    """The first line of an error's text that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

@@ -1,7 +1,6 @@
 """What every test gets: one thread, a cache and a workspace of its own, and real data where it is at hand."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -46,10 +45,9 @@ def large_data() -> Path:
 @pytest.fixture
 def torchvision() -> ModuleType:
     """torchvision by the way on which `robustmix.data` imports it, which works beside a CPU build of torch as well."""
-    from robustmix.data.load import _torchvision_datasets
+    from robustmix.packages import import_beside_torch
 
-    _torchvision_datasets()
-    return sys.modules["torchvision"]
+    return import_beside_torch("torchvision")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ N = 50
 def add_run(place: Workspace, name: str, method: str, seed: int, data: str = "cifar10") -> None:
     """Write the files of a finished run."""
     folder = place.run(name)
-    write_recipe(folder, Recipe(data=data, method=method, alpha=1 if method == "mixup" else None, epochs=2, seed=seed))
+    write_recipe(
+        folder, Recipe(data=data, width=16, method=method, alpha=1 if method == "mixup" else None, epochs=2, seed=seed)
+    )
     facts = RunFacts(
         data=data, like=data, data_note=f"its note {EVIL}", train_digest="d" * 64, train_examples=50_000, classes=10,
         parameters=700_506, device=f"cpu {EVIL}", threads=2, robustmix="0", torch="0",

@@ -58,7 +58,7 @@ def runs(tiny: Path, tmp_path: Path) -> Path:
 
 
 BAD_INPUT = {
-    "train --method mixpu": ["--method", "'mixpu'", "'erm' or 'mixup'"],
+    "train --method mixpu": ["--method", "'mixpu'", "'erm', 'mixup', 'mixup-h'"],
     "train --model resnet99": ["--model", "'resnet99'", "resnet18"],
     "train --epochs many": ["--epochs", "'many'"],
     "train --epochs 0": ["--epochs", "'0'"],

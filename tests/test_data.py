@@ -5,9 +5,10 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import urllib.error
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from robustmix.data import Dataset, TensorSplit, data_root, folder, load_data
+from robustmix.data import Augmentation, Dataset, Share, TensorSplit, data_root, folder, load_data
 from robustmix.data.augment import augment
-from robustmix.data.dataset import tensor_split
+from robustmix.data.memory import tensor_split
 from robustmix.errors import DataError, RobustmixError, SpecError
 from robustmix.rng import Stream, generator
+from robustmix.spec.names import Augment
 from robustmix.spec.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -150,65 +152,77 @@ def test_no_validation_and_too_much_of_it() -> None:
         assert "1437 training examples" in one_line(caught)
 
 
-# ---- augmentation ----------------------------------------------------------------------------------------
+# ---- training batches ------------------------------------------------------------------------------------
 
 
-def windows(image: torch.Tensor, pad: int) -> dict[bytes, tuple[int, int]]:
-    """Every crop of an image within its black border, found slowly."""
-    channels, height, width = image.shape
-    padded = torch.zeros(channels, height + 2 * pad, width + 2 * pad)
-    padded[:, pad : pad + height, pad : pad + width] = image
-    return {
-        padded[:, down : down + height, right : right + width].contiguous().numpy().tobytes(): (down, right)
-        for down in range(2 * pad + 1)
-        for right in range(2 * pad + 1)
-    }
-
-
-def images(count: int, shape: tuple[int, int, int] = (3, 8, 8)) -> torch.Tensor:
-    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(("shape", "pad"), [((1, 8, 8), 1), ((3, 16, 20), 2), ((1, 28, 28), 3), ((3, 32, 32), 4)])
-def test_each_crop_is_a_window_of_its_own_image_and_all_windows_are_drawn(
-    shape: tuple[int, int, int], pad: int
-) -> None:
-    x = images(60, shape)
-    cropped = augment(x, "crop", generator(0, Stream.AUGMENT))
-    assert cropped.shape == x.shape
-    places = [
-        windows(image, pad).get(crop.contiguous().numpy().tobytes()) for image, crop in zip(x, cropped, strict=True)
+def test_training_batches_are_the_examples_of_each_share(own_cache: Path) -> None:
+    split = load_data("digits").train
+    shares = [
+        Share(torch.tensor([7, 0, 7]), torch.arange(3), 3, 0),
+        Share(torch.tensor([1436]), torch.tensor([4]), 5, 1),
     ]
-    assert None not in places
-    found = {place for place in places if place}
-    assert {down for down, _ in found} == {right for _, right in found} == set(range(2 * pad + 1))
-    assert any(down != right for down, right in found)
+    batches = split.training_batches(shares, CPU, Augmentation("none", 0, 0))
+    for share, (x, y) in zip(shares, batches, strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, split.images[share.rows].float() / 255)
+        assert torch.equal(y, split.labels[share.rows])
 
 
-def test_about_half_of_the_crops_are_mirrored_independently_of_the_shift() -> None:
-    x = images(400)
-    moved = augment(x, "crop-flip", generator(0, Stream.AUGMENT))
-    mirrored = 0
-    for image, crop in zip(x, moved, strict=True):
-        known = windows(image, 1)
-        as_is, flipped = (c.contiguous().numpy().tobytes() in known for c in (crop, crop.flip(2)))
-        assert as_is != flipped
-        mirrored += flipped
-    assert 200 - 5 * 10 < mirrored < 200 + 5 * 10
+@pytest.mark.parametrize("how", ["crop", "crop-flip"])
+def test_training_batches_are_augmented_as_pixels_would_be_and_lie_channels_last(how: Augment) -> None:
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8, generator=draws)
+    split = TensorSplit(pixels, torch.arange(50))
+    share, augmentation = (
+        Share(torch.randperm(50, generator=draws)[:20], torch.arange(20) * 2, 40, 3),
+        Augmentation(how, 1, 2),
+    )
+    ((x, y),) = split.training_batches([share], CPU, augmentation)
+    assert torch.equal(x, augment(pixels[share.rows].float() / 255, augmentation, share))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, share.rows)
 
 
-def test_augmentation_is_a_function_of_its_generator() -> None:
-    x = images(40)
-    for how in ("crop", "crop-flip"):
-        first, again, other = (augment(x, how, generator(1, Stream.AUGMENT, 0, step)) for step in (0, 0, 1))  # type: ignore[arg-type]
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
+def test_shares_are_taken_one_by_one() -> None:
+    taken = []
+
+    def shares() -> Iterator[Share]:
+        for step in range(3):
+            taken.append(step)
+            yield Share(torch.tensor([step]), torch.arange(1), 1, step)
+
+    batches = load_data("digits").train.training_batches(shares(), CPU, Augmentation("none", 0, 0))
+    assert taken == []
+    next(batches)
+    assert taken == [0]
 
 
-def test_no_augmentation_is_the_identity_and_draws_nothing() -> None:
-    x, rng = images(4), generator(0, Stream.AUGMENT)
-    assert augment(x, "none", rng) is x
-    assert rng.random() == generator(0, Stream.AUGMENT).random()
+def test_inputs_that_are_no_images_are_trained_on_as_they_are() -> None:
+    inputs = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    split = TensorSplit(inputs, torch.arange(6))
+    ((x, y),) = split.training_batches(
+        [Share(torch.tensor([5, 1]), torch.arange(2), 2, 0)], CPU, Augmentation("none", 0, 0)
+    )
+    assert torch.equal(x, inputs[[5, 1]])
+    assert y.tolist() == [5, 1]
+    assert split.augments == ("none",)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's")
+def test_training_batches_on_a_gpu_are_those_of_the_cpu_and_the_host_never_waits() -> None:
+    split, augmentation = load_data("digits").train, Augmentation("crop-flip", 0, 0)
+    shares = [Share(torch.arange(64), torch.arange(64), 64, step) for step in range(3)]
+    device = torch.device("cuda")
+    moved = split.to(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(moved.training_batches(shares, device, augmentation))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (x, y), (x_cpu, y_cpu) in zip(found, split.training_batches(shares, CPU, augmentation), strict=True):
+        assert torch.equal(y.cpu(), y_cpu)
+        torch.testing.assert_close(x.cpu(), x_cpu)
 
 
 # ---- image folders ---------------------------------------------------------------------------------------
@@ -609,9 +623,11 @@ def test_archive_that_is_missing_or_a_folder(tmp_path: Path) -> None:
         one_line(caught)
 
 
-@pytest.mark.parametrize("spec", ["", "digit", "folder:", "npz:", "s3:bucket", "cifar", "CIFAR10", "digits:"])
+@pytest.mark.parametrize(
+    "spec", ["", "digit", "folder:", "npz:", "imagenet", "imagenet:", "cifar", "CIFAR10", "digits:"]
+)
 def test_unknown_data_is_refused_with_the_choices(spec: str) -> None:
-    with pytest.raises(SpecError, match=r"digits, .*folder:NAME_OR_PATH, npz:PATH") as caught:
+    with pytest.raises(SpecError, match=r"digits, .*imagenet:PATH, folder:NAME_OR_PATH, npz:PATH") as caught:
         load_data(spec)
     assert "\n" not in str(caught.value)
 
@@ -699,7 +715,7 @@ def test_data_root_is_the_argument_then_the_variable_then_the_cache(
     assert data_root("~/x") == Path("~/x").expanduser()
 
 
-# ---- CIFAR through torchvision ---------------------------------------------------------------------------
+# ---- torchvision's data sets -----------------------------------------------------------------------------
 
 
 class Python2Pickler(pickle.Pickler):
@@ -756,19 +772,72 @@ def test_cifar100_has_its_hundred_fine_classes(fake_cifar: Path, monkeypatch: py
     assert (len(data.classes), data.classes[99], data.like) == (100, "fine99", "cifar100")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """Bytes in the format of MNIST: two zeros, the type, the number of dimensions, each of them, the values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}i", *values.shape) + values.tobytes())
+
+
+MNIST_IMAGES = np.random.default_rng(1).integers(0, 256, (9, 28, 28), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("name", "class_name"), [("mnist", "3"), ("fashion_mnist", "Dress")])
+def test_mnist_and_fashion_mnist_are_torchvisions(
+    name: str, class_name: str, tmp_path: Path, torchvision: ModuleType
+) -> None:
+    raw, labels = (
+        tmp_path / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name] / "raw",
+        np.arange(9, dtype=np.uint8),
+    )
+    for half, chosen in (("train", slice(0, 6)), ("t10k", slice(6, 9))):
+        write_idx(raw / f"{half}-images-idx3-ubyte", MNIST_IMAGES[chosen])
+        write_idx(raw / f"{half}-labels-idx1-ubyte", labels[chosen])
+    data = load_data(name, tmp_path)
+    np.testing.assert_array_equal(data.train.images.numpy(), MNIST_IMAGES[:6, None])
+    np.testing.assert_array_equal(data.test.images.numpy(), MNIST_IMAGES[6:, None])
+    assert data.train.labels.tolist() == list(range(6))
+    assert data.test.labels.tolist() == [6, 7, 8]
+    assert (data.name, data.spec, data.like, data.shape) == (name, name, name, (1, 28, 28))
+    assert (len(data.classes), data.classes[3]) == (10, class_name)
+
+
+def test_svhn_is_torchvisions_with_the_digit_0_as_class_0(
+    tmp_path: Path, torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.io import savemat
+    from torchvision.datasets import svhn, utils
+
+    for module in (svhn, utils):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).exists())
+    for half, chosen, labels in (("train", slice(0, 10), [3, 10, 1]), ("test", slice(10, 16), [10, 9])):
+        x = CIFAR_IMAGES[chosen][: len(labels)].transpose(2, 3, 1, 0)
+        savemat(tmp_path / f"{half}_32x32.mat", {"X": x, "y": np.array(labels, dtype=np.uint8)[:, None]})
+    data = load_data("svhn", tmp_path)
+    np.testing.assert_array_equal(data.train.images.numpy(), CIFAR_IMAGES[:3])
+    np.testing.assert_array_equal(data.test.images.numpy(), CIFAR_IMAGES[10:12])
+    assert data.train.labels.tolist() == [3, 0, 1]
+    assert data.test.labels.tolist() == [0, 9]
+    assert (data.name, data.like, data.shape, data.classes) == ("svhn", "svhn", (3, 32, 32), tuple("0123456789"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
 @pytest.mark.parametrize(
     "failure", [urllib.error.URLError("no route to host"), RuntimeError("File not found or corrupted."), TimeoutError()]
 )
 def test_download_that_fails_is_one_line_with_the_folder_and_the_way_out(
     name: str, failure: Exception, tmp_path: Path, torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchvision.datasets import cifar
+    from torchvision.datasets import cifar, mnist, svhn
 
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setattr(cifar, "download_and_extract_archive", fail)
+    for module, function in (
+        (cifar, "download_and_extract_archive"),
+        (mnist, "download_and_extract_archive"),
+        (svhn, "download_url"),
+    ):
+        monkeypatch.setattr(module, function, fail)
     with pytest.raises(DataError, match=rf"^{name} is not in .* and cannot be downloaded") as caught:
         load_data(name, tmp_path / "root")
     text = one_line(caught)

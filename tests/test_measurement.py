@@ -378,14 +378,14 @@ def test_bf16_crafts_and_float32_scores(workspace: Path) -> None:
 
 def test_another_library_s_attack_is_scored_by_ourselves(workspace: Path) -> None:
     pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
-    wanted = suite(AttackSpec(name="deepfool", steps=3), targets=("erm1", "mixup1"), limit=24)
+    wanted = suite(AttackSpec(name="deepfool", steps=20), targets=("erm1", "mixup1"), limit=24)
     table = evaluate(wanted, workspace=workspace, batch_size=16)
     model, other = (robustmix.load_model(name, workspace=workspace) for name in ("erm1", "mixup1"))
     x_adv = torch.cat(
         [
             craft_foreign(
                 "deepfool", model, x.contiguous(memory_format=torch.channels_last), y, None,
-                norm="l2", steps=3, options={}, classes=10, seed=[0, number],
+                norm="l2", steps=20, options={}, classes=10, seed=[0, number],
             )
             for number, (x, y) in enumerate(zip(*(part.split(16) for part in digits(24)), strict=True))
         ]

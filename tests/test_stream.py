@@ -1,5 +1,6 @@
 """Streaming: the same images, labels, order and digest as in memory, and nothing left behind, whatever happens."""
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -13,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from robustmix.data import Dataset, StreamedSplit, TensorSplit, folder, load_data, stream
+from robustmix.data import Augmentation, Dataset, Share, StreamedSplit, TensorSplit, folder, load_data, stream
 from robustmix.errors import DataError, SpecError
+from robustmix.spec.names import Augment
 
 # torch advises against more workers than there are cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -57,13 +59,13 @@ def streamed(root: Path, half: str = "test", workers: int = 0) -> StreamedSplit:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded in this process, in order."""
     names: list[str] = []
-    read_image = stream.read_image
+    read_image = folder.read_image
 
     def spy(file: str, *rest: Any) -> np.ndarray:
         names.append(Path(file).name)
         return read_image(file, *rest)
 
-    monkeypatch.setattr(stream, "read_image", spy)
+    monkeypatch.setattr(folder, "read_image", spy)
     return names
 
 
@@ -137,6 +139,85 @@ def test_nothing_is_decoded_before_it_is_asked_for_and_nothing_is_kept(
         next(split.batches([torch.tensor([1, 0]), torch.tensor([2])], CPU))
     assert decoded == [Path(split.files[index]).name for index in (1, 0)] * 2
     assert not own_cache.exists()
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+def shares(batches: int = 4) -> list[Share]:
+    """What the second of two processes needs of batches of six."""
+    draws = np.random.default_rng(0)
+    parts = [torch.from_numpy(draws.permutation(22)[:3]) for _ in range(batches)]
+    return [Share(rows, torch.tensor([3, 5, 1]), 6, step) for step, rows in enumerate(parts)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("how", ["none", "crop", "crop-flip"])
+def test_training_batches_are_those_in_memory_whatever_the_number_of_workers(
+    tree: Path, how: Augment, workers: int
+) -> None:
+    files, memory = streamed(tree, "train", workers), load(tree, stream=False).train
+    augmentation = Augmentation(how, 3, 1)
+    found = list(files.training_batches(shares(), CPU, augmentation))
+    for (x, y), (x_memory, y_memory) in zip(found, memory.training_batches(shares(), CPU, augmentation), strict=True):
+        assert torch.equal(x, x_memory)
+        assert torch.equal(y, y_memory)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+    assert files.augments == memory.augments
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_takes_its_shares_only_a_few_batches_ahead(tree: Path, workers: int) -> None:
+    taken = []
+
+    def endless() -> Iterator[Share]:
+        for step in itertools.count():
+            taken.append(step)
+            yield Share(torch.tensor([step % 22]), torch.arange(1), 1, step)
+
+    split = streamed(tree, "train", workers)
+    batches = split.training_batches(endless(), CPU, Augmentation("none", 0, 0))
+    assert taken == []
+    for step in range(5):
+        _, y = next(batches)
+        assert y.item() == split.labels[step]
+    assert len(taken) <= 5 + 2 * workers
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_image_that_is_wrong_is_named_in_one_line(tree: Path, workers: int) -> None:
+    split = streamed(tree, "train", workers)
+    Path(split.files[shares()[2].rows[1]]).write_text("no image")
+    batches = split.training_batches(shares(), CPU, Augmentation("crop", 0, 0))
+    with pytest.raises(DataError, match=r"^folder:noise: .* cannot be decoded: ") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_channel_statistics_are_those_in_memory_and_cost_one_pass(tree: Path, decoded: list[str]) -> None:
+    files = streamed(tree, "train")
+    mean, std = files.channel_statistics()
+    expected = load(tree, stream=False).train.channel_statistics()
+    assert torch.equal(mean, expected[0])
+    assert torch.equal(std, expected[1])
+    decoded.clear()
+    again = streamed(tree, "train").relabelled(1 - files.labels).channel_statistics()
+    assert torch.equal(again[0], mean)
+    assert torch.equal(again[1], std)
+    assert decoded == []
+    files.first(5).channel_statistics()
+    assert len(decoded) == 5
+
+
+def test_other_labels_come_with_the_same_images(tree: Path) -> None:
+    files, memory = streamed(tree, "train"), load(tree, stream=False).train
+    labels = 1 - files.labels
+    _, y = next(files.relabelled(labels).batches([torch.arange(22)], CPU))
+    assert torch.equal(y, labels)
+    assert files.relabelled(labels).digest() == memory.relabelled(labels).digest() != files.digest()
 
 
 # ---- the digest ------------------------------------------------------------------------------------------
@@ -245,9 +326,9 @@ def test_test_images_of_another_shape_are_refused_before_any_is_decoded(tree: Pa
     assert decoded == []
 
 
-def test_streamed_images_are_not_for_training(tree: Path) -> None:
+def test_what_needs_images_in_memory_is_refused(tree: Path) -> None:
     data = load(tree, stream=True)
-    with pytest.raises(DataError, match=r"^folder:noise: 22 images \(.* decoded\) are streamed .* training") as caught:
+    with pytest.raises(DataError, match=r"^folder:noise: 22 images \(.* decoded\) are streamed .* memory") as caught:
         data.train.in_memory()
     assert "\n" not in str(caught.value)
     memory = load(tree, stream=False).train
@@ -256,7 +337,9 @@ def test_streamed_images_are_not_for_training(tree: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["digits", "cifar10", "npz:some.npz", "nothing"])
 def test_only_folders_can_be_streamed(spec: str, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=rf"data '{spec}' cannot be streamed; only folder:NAME_OR_PATH can"):
+    with pytest.raises(
+        SpecError, match=rf"data '{spec}' cannot be streamed; only imagenet:PATH and folder:NAME_OR_PATH can"
+    ):
         load_data(spec, tmp_path, stream=True)
 
 
@@ -297,7 +380,7 @@ def test_workers_end_with_the_iteration(tree: Path, use: Any) -> None:
 def test_workers_have_one_thread_each_and_draw_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers are forked, so they inherit the patch.
     monkeypatch.setattr(
-        stream, "read_image", lambda *_: np.full((3, SIZE[1], SIZE[0]), torch.get_num_threads(), np.uint8)
+        folder, "read_image", lambda *_: np.full((SIZE[1], SIZE[0], 3), torch.get_num_threads(), np.uint8)
     )
     split, threads, state = streamed(tree, workers=2), torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(3)

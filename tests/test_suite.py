@@ -47,7 +47,31 @@ def test_shipped_suites_are_there() -> None:
     assert {"demo", "ali-cifar10", "zhang-table3"} <= set(shipped_suites())
 
 
-@pytest.mark.parametrize("name", shipped_suites())
+PAIRS = ("ali-cifar10", "cifar10-small", "demo", "zhang-table3")
+MANY = {
+    "controls": {
+        "erm": {},
+        "erm-decay": {"weight_decay": 5e-4},
+        "smoothing": {"label_smoothing": 0.1},
+        "mixup": {"method": "mixup"},
+        "pgd": {"adversarial_eps": 8.0},
+    },
+    "mixup-family": {
+        "erm": {},
+        "mixup-c": {"method": "mixup"},
+        "mixup-h": {"method": "mixup-h"},
+        "mixup-v": {"method": "mixup-v"},
+        "mixup-hv": {"method": "mixup-hv"},
+        "mixup-hc": {"method": "mixup-hc"},
+    },
+}
+
+
+def test_every_shipped_suite_is_tested_below() -> None:
+    assert set(shipped_suites()) == {*PAIRS, *MANY}
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_shipped_suite_has_two_erm_and_two_mixup_runs_and_the_published_design(name: str) -> None:
     suite = load_suite(name)
     runs = suite.runs()
@@ -64,6 +88,64 @@ def test_shipped_suite_has_two_erm_and_two_mixup_runs_and_the_published_design(n
     assert runs[suite.published.source].method == "erm"
 
 
+@pytest.mark.parametrize("name", MANY)
+def test_suite_of_many_kinds_has_three_seeds_of_each_that_differ_from_erm_by_one_field(name: str) -> None:
+    runs = load_suite(name).runs()
+    erm = {
+        **{"data": "cifar10", "model": "preact_resnet18", "width": 64, "method": "erm", "epochs": 200},
+        **{"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "momentum": 0.9, "augment": "crop-flip"},
+    }
+    expected = {
+        f"{group}{seed}": Recipe.model_validate({**erm, **fields, "seed": seed}).resolved("cifar10")
+        for group, fields in MANY[name].items()
+        for seed in (1, 2, 3)
+    }
+    assert {run: recipe.resolved("cifar10") for run, recipe in runs.items()} == expected
+    assert expected["erm1"].decay_epochs == (100, 150)
+    # What results and reports tell methods apart by.
+    kinds = [expected[f"{group}1"].digest(without_seed=True) for group in MANY[name]]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_no_control_is_called_erm_but_erm_itself() -> None:
+    names = {name: recipe.training for name, recipe in load_suite("controls").runs().items() if name.endswith("1")}
+    assert names == {
+        "erm1": "erm",
+        "erm-decay1": "erm",
+        "smoothing1": "erm+smoothing-0.1",
+        "mixup1": "mixup",
+        "pgd1": "erm+pgd-8",
+    }
+
+
+def test_controls_are_attacked_by_both_losses_and_stand_beside_table_3() -> None:
+    suite = load_suite("controls")
+    made = [(attack.name, attack.loss, attack.eps) for attack in suite.attack]
+    assert made == [
+        ("fgsm", "ce", (1, 2, 4, 8)),
+        ("fgsm", "logodds", (1, 2, 4, 8)),
+        ("ifgsm", "ce", (4, 8)),
+        ("ifgsm", "logodds", (4, 8)),
+    ]
+    assert [attack.course(4).steps for attack in suite.attack] == [1, 1, 10, 10]
+    assert suite.headline_eps == 4
+    assert suite.published is not None
+    assert (suite.published.experiments, suite.published.source) == (("zhang-table3",), "erm1")
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_suite_of_many_kinds_shrinks_to_a_laptop(name: str) -> None:
+    """`robustmix run NAME --data digits --epochs 3 --width 4` keeps what the kinds differ by."""
+    suite = validate(Suite, {**load_suite(name).model_dump(exclude_unset=True), "data": "digits"})
+    runs = suite.runs({"data": "digits", "epochs": 3, "width": 4, "alpha": 0.5})
+    resolved = {run: recipe.resolved("digits") for run, recipe in runs.items()}
+    assert {(r.data, r.epochs, r.width) for r in resolved.values()} == {("digits", 3, 4)}
+    assert {r.alpha for run, r in resolved.items() if r.method == "erm"} == {None}
+    assert {r.alpha for run, r in resolved.items() if r.method != "erm"} == {0.5}
+    for group, fields in MANY[name].items():
+        assert all(getattr(resolved[f"{group}2"], key) == value for key, value in fields.items())
+
+
 def test_zhang_table_3_is_fgsm_and_ten_steps_of_ifgsm_at_eps_4() -> None:
     suite = load_suite("zhang-table3")
     assert [a.name for a in suite.attack] == ["fgsm", "ifgsm"]
@@ -72,9 +154,8 @@ def test_zhang_table_3_is_fgsm_and_ten_steps_of_ifgsm_at_eps_4() -> None:
 
 def test_ali_is_fgsm_on_resnet18_with_eps_4_at_the_head() -> None:
     suite = load_suite("ali-cifar10")
-    assert {(recipe.model, recipe.width, recipe.data) for recipe in suite.runs().values()} == {
-        ("resnet18", 64, "cifar10")
-    }
+    recipes = [recipe.resolved("cifar10") for recipe in suite.runs().values()]
+    assert {(recipe.model, recipe.width, recipe.data) for recipe in recipes} == {("resnet18", 64, "cifar10")}
     assert [a.name for a in suite.attack] == ["fgsm"]
     assert suite.headline_eps == 4
 
@@ -114,10 +195,54 @@ def test_fields_given_on_top_replace_those_of_every_recipe(tmp_path: Path) -> No
     assert [recipe.seed for recipe in runs.values()] == [1, 2, 1]
 
 
+KINDS: dict[str, Any] = {
+    "erm": {},
+    "mixup": {"method": "mixup", "alpha": 0.2},
+    "hv": {"method": "mixup-hv"},
+    "hidden": {"method": "manifold"},
+    "noisy": {"method": "disturblabel", "rate": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("top", "applies"),
+    [
+        ({"alpha": 0.4}, {"mixup", "hv", "hidden"}),
+        ({"lam_per": "example"}, {"mixup", "hv", "hidden"}),
+        ({"mix": "inputs"}, {"mixup", "hv", "hidden"}),
+        ({"lam": "uniform:0.5,1"}, {"mixup", "hv", "hidden"}),
+        ({"correct_lam": True}, {"hv"}),
+        ({"layers": "1,2"}, {"hidden"}),
+        ({"rate": 0.7}, {"noisy"}),
+        ({"label_smoothing": 0.1}, set(KINDS)),
+        ({"epochs": 3}, set(KINDS)),
+    ],
+    ids=lambda value: str(sorted(value)),
+)
+def test_field_on_top_goes_only_where_the_method_has_it(top: dict[str, Any], applies: set[str]) -> None:
+    suite = Suite.model_validate({"version": 1, "title": "T", "train": KINDS, "attack": [{"name": "fgsm"}]})
+    before, after = suite.runs(), suite.runs(top)
+    ((key, value),) = top.items()
+    for kind in KINDS:
+        recipe = after[f"{kind}1"]
+        assert getattr(recipe, key) == (value if kind in applies else getattr(before[f"{kind}1"], key))
+        assert recipe.resolved("digits").seed == 1
+    assert after["mixup1"].alpha == (None if "lam" in top else top.get("alpha", 0.2))
+
+
+def test_lambda_on_top_may_be_written_both_ways() -> None:
+    """The command line hands over `beta:0.4` as alpha 0.4 without a lam: over a table's own lam, too."""
+    table = {"method": "mixup", "lam": "uniform:0.5,1"}
+    suite = Suite.model_validate({"version": 1, "title": "T", "train": {"x": table}, "attack": [{"name": "fgsm"}]})
+    top = Recipe.model_validate({"lam": "beta:0.4"}).model_dump(exclude_unset=True)
+    assert (suite.runs(top)["x1"].alpha, suite.runs(top)["x1"].lam) == (0.4, None)
+    assert (suite.runs()["x1"].alpha, suite.runs()["x1"].lam) == (None, "uniform:0.5,1")
+
+
 def test_table_may_start_from_a_shipped_recipe() -> None:
     table = {"recipe": "zhang-cifar10", "epochs": 5, "method": "mixup", "seeds": [3]}
     suite = Suite.model_validate({"version": 1, "title": "T", "train": {"x": table}, "attack": [{"name": "fgsm"}]})
-    (recipe,) = suite.runs().values()
+    (recipe,) = (recipe.resolved("cifar10") for recipe in suite.runs().values())
     assert (recipe.epochs, recipe.width, recipe.weight_decay, recipe.seed) == (5, 64, 1e-4, 3)
 
 
@@ -140,7 +265,17 @@ def test_table_may_start_from_a_shipped_recipe() -> None:
         ("seeds = [1, 2]", "seeds = [-1]", r"train.erm: seed = -1"),
         ("alpha = 0.2", "alpah = 0.2", r"train.mixup: unknown key 'alpah' \(did you mean 'alpha'\?\)"),
         ("alpha = 0.2", "alpha = 0", "train.mixup: alpha = 0"),
-        ('method = "mixup"', 'method = "mixpu"', "train.mixup: method = 'mixpu': input should be 'erm' or 'mixup'"),
+        (
+            "alpha = 0.2",
+            "rate = 0.2",
+            "train.mixup: rate does not apply to method 'mixup'; choose",
+        ),
+        ("seeds = [1, 2]", "alpha = 0.2", "train.erm: alpha does not apply to method 'erm'"),
+        (
+            'method = "mixup"',
+            'method = "mixpu"',
+            "train.mixup: method = 'mixpu': input should be 'erm', 'mixup', ",
+        ),
         ('method = "mixup"', 'recipe = "zhang"', "unknown recipe 'zhang'.*choose from ali-cifar10"),
         ("[train.mixup]", '[train."a/b"]', "run 'a/b' is not a usable name"),
         ('name = "fgsm"', 'name = "fgms"', r"attack.1.name = 'fgms': input should be 'fgsm', 'ifgsm', 'mifgsm'"),

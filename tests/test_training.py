@@ -1,6 +1,8 @@
 import json
 import math
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import TINY, environment, run, start, stop_when, tiny_flags
+from torch import nn
 
 import robustmix
-from robustmix import Recipe, training
+from robustmix import Recipe, trainee, training
 from robustmix.checkpoints import load_state, save_state
+from robustmix.data import TensorSplit
 from robustmix.errors import CheckpointError, SpecError, StoreError
+from robustmix.spec.names import METHODS
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
-from robustmix.training import error_rate, learning_rate
+from robustmix.training import error_rate
 
 
 def weights(workspace: Path, name: str) -> bytes:
@@ -36,12 +42,39 @@ def test_both_methods_beat_chance_by_far(tiny: Path) -> None:
         assert len(run_.history) == TINY["epochs"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_beats_chance_by_far(method: str, tmp_path: Path) -> None:
+    found = robustmix.train(Recipe(method=method, **{**TINY, "epochs": 6}), workspace=tmp_path)
+    assert found.final("test_error") < 0.5
+
+
+def test_adversarial_training_resists_more(tmp_path: Path) -> None:
+    fields = {**TINY, "epochs": 6}
+    errors = {}
+    for name, more in (("plain", {}), ("pgd", {"adversarial_eps": 24, "adversarial_steps": 3})):
+        robustmix.train(Recipe(seed=1, **fields, **more), name=name, workspace=tmp_path)
+        model = robustmix.load_model(name, workspace=tmp_path)
+        test = robustmix.load_data("digits").test
+        x, y = next(iter(test.batches([torch.arange(200)], torch.device("cpu"))))
+        x_adv = robustmix.attacks.ifgsm(model, x, y, eps=24 / 255)
+        errors[name] = float((model(x_adv).argmax(1) != y).float().mean())
+    assert errors["pgd"] < errors["plain"] - 0.05
+
+
+def test_label_noise_is_learnt_less_than_what_is_right(tmp_path: Path) -> None:
+    found = robustmix.train(Recipe(label_noise=0.4, **{**TINY, "epochs": 6}), workspace=tmp_path)
+    row = found.history.iloc[-1]
+    assert row["train_error_real"] < 0.5 < row["train_error_corrupted"]
+    corrupted = 0.4 * row["train_error_corrupted"] + 0.6 * row["train_error_real"]
+    assert row["train_error"] == pytest.approx(corrupted, abs=1e-9)
+
+
 def test_history_is_what_the_model_does(tiny: Path) -> None:
     data = robustmix.load_data("digits")
     model = robustmix.load_model("mixup1", workspace=tiny)
     final = read_run(Workspace(tiny), "mixup1")
     assert error_rate(model, data.test) == final.final("test_error")
-    assert error_rate(model, data.train.first(TINY["limit"])) == final.final("train_error")
+    assert error_rate(model, data.with_limit(TINY["limit"]).train) == final.final("train_error")
     assert final.history["train_error"].iloc[:-1].isna().all()
 
 
@@ -60,7 +93,7 @@ def test_the_caller_s_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 def test_first_layer_normalises_with_the_training_examples_statistics(tiny: Path) -> None:
     model = robustmix.load_model("erm1", workspace=tiny)
-    images = robustmix.load_data("digits").train.first(TINY["limit"]).images.double() / 255
+    images = robustmix.load_data("digits").with_limit(TINY["limit"]).train.images.double() / 255
     assert torch.allclose(model.normalize.mean.double().flatten(), images.mean(), atol=1e-6)
     assert torch.allclose(model.normalize.std.double().flatten(), images.std(correction=0), atol=1e-6)
 
@@ -128,6 +161,10 @@ def test_a_finished_run_without_its_derived_files_gets_them_back(tmp_path: Path)
         {"augment": "crop-flip", "schedule": "cosine"},
         {"method": "mixup", "lam_per": "example", "alpha": 0.4},
         {"method": "mixup", "precision": "bf16", "val": 64},
+        {"method": "mixup-hc", "drop": "dropout:0.3", "label_smoothing": 0.1, "noise": 0.05},
+        {"method": "manifold", "drop": "stochastic_depth:0.2", "label_noise": 0.2, "nesterov": True},
+        {"method": "mixup", "nearest": 5, "augment": "crop", "warmup": 1, "warmup_lr": 0.01},
+        {"method": "erm", "adversarial_eps": "8", "adversarial_steps": 2},
     ],
 )
 def test_every_option_is_resumed_exactly(
@@ -135,21 +172,39 @@ def test_every_option_is_resumed_exactly(
 ) -> None:
     recipe = Recipe(**{**TINY, **fields})
     robustmix.train(recipe, name="whole", workspace=tmp_path)
+    interrupt(monkeypatch, 2, recipe, tmp_path)
+    assert epochs_done(tmp_path, "parts") == 2
+    robustmix.train(recipe, name="parts", workspace=tmp_path)
+    assert weights(tmp_path, "parts") == weights(tmp_path, "whole")
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, saves: int, recipe: Recipe, workspace: Path) -> None:
+    """Train the run "parts" until it has written its state a number of times."""
     saved = []
 
     def save_and_stop(path: Path, state: dict[str, object]) -> None:
         saved.append(path)
         save_state(path, state)
-        if len(saved) == 2:
+        if len(saved) == saves:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", save_and_stop)
+        patch.setattr(trainee, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            robustmix.train(recipe, name="parts", workspace=tmp_path)
-    assert epochs_done(tmp_path, "parts") == 2
+            robustmix.train(recipe, name="parts", workspace=workspace)
+
+
+def test_a_long_epoch_is_resumed_from_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(method="mixup", augment="crop", **TINY)
+    robustmix.train(recipe, name="whole", workspace=tmp_path)
+    monkeypatch.setattr(training, "SAVE_EVERY", 4)
+    interrupt(monkeypatch, 7, recipe, tmp_path)  # 15 steps: three saves on the way and one at the end of each epoch
+    state = load_state(tmp_path / "runs/parts/state.ckpt")
+    assert (len(state["history"]), state["step"]) == (1, 12)
     robustmix.train(recipe, name="parts", workspace=tmp_path)
     assert weights(tmp_path, "parts") == weights(tmp_path, "whole")
+    losses = [read_run(Workspace(tmp_path), name).history["train_loss"] for name in ("parts", "whole")]
+    assert losses[0].equals(losses[1])
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
@@ -297,13 +352,103 @@ def test_a_diverging_run_is_an_error_and_writes_no_model(tmp_path: Path) -> None
     assert lower.finished
 
 
-def test_learning_rate_schedules() -> None:
-    step = Recipe(epochs=200, lr=0.1)
-    assert [learning_rate(step, epoch, 0, 391) for epoch in (0, 99)] == [0.1, 0.1]
-    assert learning_rate(step, 100, 0, 391) == pytest.approx(0.01)
-    assert learning_rate(step, 149, 390, 391) == pytest.approx(0.01)
-    assert learning_rate(step, 150, 0, 391) == pytest.approx(0.001)
-    cosine = Recipe(epochs=10, lr=0.1, schedule="cosine")
-    assert learning_rate(cosine, 0, 0, 4) == pytest.approx(0.1)
-    assert learning_rate(cosine, 5, 0, 4) == pytest.approx(0.05)
-    assert 0 < learning_rate(cosine, 9, 3, 4) < 0.001
+def test_hidden_layers_of_other_packages_are_not_mixed(tmp_path: Path) -> None:
+    images, labels = np.zeros((8, 8, 8, 3), dtype=np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    recipe = Recipe(data=f"npz:{tmp_path}/d.npz", method="manifold", model="torchvision:resnet18")
+    with pytest.raises(SpecError, match=r"layer 2 of torchvision:resnet18 cannot be mixed"):
+        robustmix.train(recipe, name="x", workspace=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")
+def test_compiled_is_nearly_the_same(tmp_path: Path) -> None:
+    recipe = Recipe(method="mixup", **{**TINY, "model": "lenet", "width": None, "epochs": 1})
+    found = [
+        robustmix.train(recipe, name=f"x{compiled}", workspace=tmp_path, compiled=compiled).final("train_loss")
+        for compiled in (False, True)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def numbers(workspace: Path, name: str) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in load_file(workspace / f"runs/{name}/model.safetensors").values()])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"method": "mixup", "adversarial_eps": 8, "adversarial_steps": 2},
+        {"method": "manifold"},
+        {"method": "mixup-hv", "nearest": 4, "noise": 0.02},
+    ],
+)
+def test_two_processes_give_the_weights_of_one(more: dict[str, object], tmp_path: Path) -> None:
+    """Of a network without batch norm, which does not depend on who has which part of a batch."""
+    fields = {**TINY, "epochs": 2, "batch_size": 33, "model": "lenet", "width": 6, "augment": "crop", **more}
+    robustmix.train(Recipe(**fields), name="one", workspace=tmp_path)
+    flags = [text for key, value in fields.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    done = run("train", *flags, "--name", "two", "--devices", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = numbers(tmp_path, "one"), numbers(tmp_path, "two")
+    assert torch.allclose(one, two, rtol=0, atol=1e-5)
+    histories = [read_run(Workspace(tmp_path), name).history for name in ("one", "two")]
+    for column in ("train_loss", "train_error_mixed", "test_loss"):
+        assert histories[0][column].tolist() == pytest.approx(histories[1][column].tolist(), rel=1e-4)
+    assert histories[0]["test_error"].equals(histories[1]["test_error"])
+    facts = read_run(Workspace(tmp_path), "two").facts
+    assert facts is not None
+    assert facts.device == "2 x cpu"
+
+
+def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path) -> None:
+    flags = ["train", "--method", "mixup", "--drop", "dropout:0.2", *tiny_flags(epochs=6), "--devices", "2"]
+    whole = run(*flags, "--name", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    process = start(*flags, "--name", "parts", cwd=tmp_path)
+    stop_when(process, lambda: epochs_done(tmp_path, "parts") >= 2, signal.SIGKILL)
+    resumed = run(*flags, "--name", "parts", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after epoch" in resumed.stderr
+    assert weights(tmp_path, "parts") == weights(tmp_path, "whole")
+
+
+def test_a_process_that_dies_ends_the_job_with_a_message_and_the_job_resumes(tmp_path: Path) -> None:
+    flags = ["train", *tiny_flags(epochs=300), "--name", "x", "--devices", "2"]
+    process = start(*flags, cwd=tmp_path)
+    # The first process itself is only asked to go on with what it is doing.
+    said = stop_when(process, lambda: epochs_done(tmp_path, "x") >= 1 and kill_the_other(process.pid), signal.SIGCONT)
+    assert process.returncode not in (0, None)
+    assert "process 1 of 2 ended by SIGKILL, and the job with it" in said
+    assert "Traceback" not in said
+    done = epochs_done(tmp_path, "x")
+    again = start(*flags, cwd=tmp_path)
+    stop_when(again, lambda: epochs_done(tmp_path, "x") > done, signal.SIGKILL)
+
+
+def kill_the_other(leader: int) -> bool:
+    """Kill the process that a job's first process has started."""
+    others = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    for other in others:
+        os.kill(int(other), signal.SIGKILL)
+    return bool(others)
+
+
+class FirstPixel(nn.Module):
+    """Class 1 for a black first pixel, class 0 for a white one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], dim=1)
+
+
+def test_error_rate_is_the_share_of_wrong_predictions_and_leaves_the_mode() -> None:
+    images = torch.zeros(1100, 1, 8, 8, dtype=torch.uint8)
+    images[::2, 0, 0, 0] = 255
+    labels = torch.ones(1100, dtype=torch.int64)
+    labels[:100] = 0
+    for mode in (True, False):
+        model = FirstPixel().train(mode)
+        # wrong: the 50 black ones of the first 100, and the 500 white ones of the rest
+        assert error_rate(model, TensorSplit(images, labels)) == pytest.approx(550 / 1100)
+        assert model.training is mode

@@ -41,10 +41,15 @@ def restarted(victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: i
 
     def candidates() -> Iterator[Tensor]:
         for number in range(restarts):
-            start = step(x, x, random_point(x, norm, [*seed, number]), course.eps or 0, course.eps or 0, norm)
-            yield next(_walk(victim, x, start, None, [course], 0, norm, None))[1]
+            yield from_start(victim, x, random_point(x, norm, [*seed, number]), course, norm)
 
     return _worst(victim, candidates(), restarts)
+
+
+def from_start(victim: Victim, x: Tensor, offset: Tensor, course: Course, norm: Norm) -> Tensor:
+    """I-FGSM from another point of the ball: the offset [B, ...], in a ball of radius 1, times the budget."""
+    eps = course.eps or 0
+    return next(_walk(victim, x, step(x, x, offset, eps, eps, norm), None, [course], 0, norm, None))[1]
 
 
 def baseline(

@@ -71,6 +71,8 @@ class Victim:
         with frozen(self.model), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
             logits = self.model(x.requires_grad_())
+            # Half precision would saturate the loss long before float32 does.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = self._settle(logits)
             gradient = None
             if logits.requires_grad:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from keyword import iskeyword
 from typing import Final
 
 from cyclopts import App, CycloptsError
@@ -20,6 +21,8 @@ VERBS: Final = {
     "compare": "Compare two networks example by example.",
     "crosscheck": "Compare our attacks with torchattacks and foolbox.",
     "report": "Write the HTML page.",
+    "import": "Make a run from a checkpoint of another program.",
+    "export": "Write a run for other programs, with a model card.",
     "ls": "List runs, data, models, methods, attacks and suites.",
     "validate": "Check a suite's file.",
 }
@@ -36,7 +39,8 @@ app = App(
 for _verb, _summary in VERBS.items():
     # The summary stands in the list of verbs, which is printed without importing them; a verb's own help says more.
     _asked = _verb in sys.argv[1:2]
-    app.command(f"robustmix.cli.{_verb}:{_verb}", name=_verb, help=None if _asked else _summary)
+    _module = f"{_verb}_" if iskeyword(_verb) else _verb
+    app.command(f"robustmix.cli.{_module}:{_module}", name=_verb, help=None if _asked else _summary)
 
 
 def main() -> None:

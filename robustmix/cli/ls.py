@@ -18,10 +18,12 @@ def ls(*, place: Place = DEFAULTS) -> None:
     for name in run_names(workspace):
         run = read_run(workspace, name)
         recipe = run.recipe
-        state = "finished" if run.finished else f"{len(run.history)}/{recipe.epochs} epochs"
+        imported = run.facts is not None and run.facts.imported_from
+        state = "imported" if imported else "finished" if run.finished else f"{len(run.history)}/{recipe.epochs} epochs"
         figures = [f"{run.final(c):.2%}" if len(run.history) else "-" for c in ("train_error", "test_error")]
         figures = ["-" if figure == "nan%" else figure for figure in figures]
-        rows.append([name, recipe.method, f"{recipe.model} x{recipe.width}", recipe.data, state, *figures])
+        size = "" if recipe.width is None else f" x{recipe.width}"
+        rows.append([name, run.method, f"{recipe.model}{size}", recipe.data, state, *figures])
     if rows:
         print_table(["run", "method", "model", "data", "state", "training error", "test error"], rows, numeric=(5, 6))
     else:

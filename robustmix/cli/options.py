@@ -59,7 +59,7 @@ class Cluster:
     Attributes:
         devices: Processes on each machine, one per device; torchrun's and SLURM's are joined by themselves.
         nodes: Machines.
-        stream: For the attacks, read images from their folder batch by batch even if they fit into memory.
+        stream: Read images from their folder batch by batch even if they fit into memory.
         workers: Processes that read streamed images.
     """
 

@@ -1,18 +1,19 @@
 """What a data set is, whatever it was read from."""
 
-import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from robustmix.errors import DataError
+from robustmix.data.augment import Augmentation, Share
+from robustmix.data.memory import TensorSplit
+from robustmix.errors import DataError, SpecError
 from robustmix.rng import Stream, generator
-from robustmix.units import GREY_LEVELS, IMAGES, Space
+from robustmix.spec.names import Augment
+from robustmix.units import IMAGES, Space
 
 
 class Split(Protocol):
@@ -28,6 +29,11 @@ class Split(Protocol):
         """Shape of one input; [C, H, W] for images."""
         ...
 
+    @property
+    def augments(self) -> tuple[Augment, ...]:
+        """How its examples can be augmented."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -39,8 +45,30 @@ class Split(Protocol):
         """
         ...
 
+    def training_batches(
+        self, shares: Iterable[Share], device: torch.device, augmentation: Augmentation
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented inputs float32 [R, ...] in [0, 1] and labels int64 [R], both on the device.
+
+        Args:
+            shares: what is wanted of each batch; taken one by one, a few batches ahead where images are streamed.
+            device: that the batches are wanted on.
+            augmentation: one of `augments`. The same place of a batch gets the same in whatever share it stands.
+
+        Returns:
+            The batches in order; images are channels-last. Workers end when the iterator is closed.
+
+        Raises:
+            DataError: a file cannot be decoded, or its image has another size.
+        """
+        ...
+
     def digest(self) -> str:
         """SHA-256 of shape, inputs and labels; the same in memory and streamed."""
+        ...
+
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation float32 [C] of each channel, in [0, 1] pixel units."""
         ...
 
     def first(self, count: int | None) -> "Split":
@@ -51,96 +79,21 @@ class Split(Protocol):
         """The examples with indices int64 [B]."""
         ...
 
+    def relabelled(self, labels: Tensor) -> "Split":
+        """The same inputs with other labels int64 [N]."""
+        ...
+
     def to(self, device: torch.device) -> "Split":
         """The split with what it holds in memory on a device, so that batches move as little as possible."""
         ...
 
     def in_memory(self) -> "TensorSplit":
-        """The split in memory, as training needs it.
+        """The split in memory.
 
         Raises:
             DataError: it is streamed.
         """
         ...
-
-
-@dataclass(frozen=True)
-class TensorSplit:
-    """A split in memory.
-
-    Attributes:
-        images: uint8 [N, C, H, W], or inputs of any kind float32 [N, ...] in [0, 1].
-        labels: int64 [N].
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        dimensions = {torch.uint8: images.ndim == 4, torch.float32: images.ndim >= 2}
-        if not dimensions.get(images.dtype) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise DataError(
-                "a split takes uint8 images [N, C, H, W] or float32 inputs [N, ...], and int64 labels [N]; got "
-                f"{images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
-            )
-        if images.is_floating_point() and images.numel():
-            low, high = (float(limit) for limit in images.aminmax())
-            if not (low >= IMAGES.low and high <= IMAGES.high):  # so that NaN is refused as well
-                raise DataError(
-                    f"float inputs must lie in [0, 1], without NaN; got values from {low:g} to {high:g} (divide pixels "
-                    "by 255, and put the normalisation inside the model)"
-                )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one input; [C, H, W] for images."""
-        return tuple(self.images.shape[1:])
-
-    def batches(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `gather` gives for each of ``parts``."""
-        return (self.gather(part, device) for part in parts)
-
-    def gather(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs float32 [B, ...] in [0, 1] and labels int64 [B] for indices int64 [B]; images are moved as uint8."""
-        indices = indices.to(self.images.device)
-        return as_pixels(self.images[indices], device), self.labels[indices].to(device, non_blocking=True)
-
-    def to(self, device: torch.device) -> "TensorSplit":
-        """The split on a device, so that gathering moves nothing."""
-        return TensorSplit(self.images.to(device), self.labels.to(device))
-
-    def first(self, count: int | None) -> "TensorSplit":
-        """The first examples; all for None."""
-        return TensorSplit(self.images[:count], self.labels[:count])
-
-    def take(self, indices: Tensor) -> "TensorSplit":
-        """The examples with indices int64 [B]."""
-        return TensorSplit(self.images[indices], self.labels[indices])
-
-    def in_memory(self) -> "TensorSplit":
-        """The split itself."""
-        return self
-
-    def digest(self) -> str:
-        """SHA-256 of shape, images and labels."""
-        return split_digest(self.shape, [self.images], self.labels)
-
-    def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [C] of each channel of uint8 images, in [0, 1] pixel units, exact in float64."""
-        levels = torch.arange(GREY_LEVELS + 1, dtype=torch.float64) / GREY_LEVELS
-        means, stds = [], []
-        for channel in self.images.unbind(1):
-            weights = torch.bincount(channel.reshape(-1).long(), minlength=GREY_LEVELS + 1).double()
-            weights /= weights.sum()
-            mean = (weights * levels).sum()
-            means.append(mean)
-            stds.append((weights * (levels - mean) ** 2).sum().sqrt())
-        std = torch.stack(stds)
-        return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std)).float()
 
 
 @dataclass(frozen=True)
@@ -157,6 +110,7 @@ class Dataset:
         note: one sentence on how it differs from that one.
         val: examples carved out of the training set, if asked for.
         space: the range of valid inputs.
+        corrupted: bool [N], the training examples whose labels were replaced by random ones, if that was asked for.
     """
 
     name: str
@@ -168,6 +122,7 @@ class Dataset:
     note: str | None = None
     val: Split | None = None
     space: Space = IMAGES
+    corrupted: Tensor | None = None
 
     def __post_init__(self) -> None:
         for half, split in (("train", self.train), ("test", self.test)):
@@ -201,46 +156,68 @@ class Dataset:
             )
         order = torch.from_numpy(generator(0, Stream.VALIDATION).permutation(len(self.train)))
         held, kept = order[:count].sort().values, order[count:].sort().values
-        return replace(self, train=self.train.take(kept), val=self.train.take(held))
+        return replace(self._training_on(kept), val=self.train.take(held))
+
+    def with_limit(self, count: int | None) -> "Dataset":
+        """Train on ``count`` examples only, of all classes alike; on all for None.
+
+        Each class gives the first of its examples, the first classes one more where the count is no multiple of their
+        number. What a class cannot give, the others do. The order of the examples stays.
+        """
+        if count is None or count >= len(self.train):
+            return self
+        labels = self.train.labels
+        places = [(labels == label).nonzero().flatten() for label in range(len(self.classes))]
+        quotas = balanced([len(of_class) for of_class in places], count)
+        kept = torch.cat([of_class[:quota] for of_class, quota in zip(places, quotas, strict=True)])
+        return self._training_on(kept.sort().values)
+
+    def with_label_noise(self, share: float, seed: int) -> "Dataset":
+        """Replace the labels of a fixed number of training examples by random ones (Zhang et al. 2018, section 3.4).
+
+        A label is drawn from all classes, the true one included, as Zhang et al. 2017 do: only so does a network that
+        ignores the noise err on about 90 % of the corrupted labels of ten classes, as published.
+
+        Args:
+            share: of the training examples, in [0, 1].
+            seed: of the run.
+        """
+        if share == 0:
+            return self
+        rng, total = generator(seed, Stream.LABEL_NOISE), len(self.train)
+        chosen = torch.from_numpy(rng.permutation(total)[: round(share * total)])
+        drawn = torch.from_numpy(rng.integers(0, len(self.classes), len(chosen)))
+        corrupted = torch.zeros(total, dtype=torch.bool).index_fill(0, chosen, True)
+        labels = self.train.labels.index_copy(0, chosen, drawn)
+        return replace(self, train=self.train.relabelled(labels), corrupted=corrupted)
+
+    def _training_on(self, kept: Tensor) -> "Dataset":
+        corrupted = None if self.corrupted is None else self.corrupted[kept]
+        return replace(self, train=self.train.take(kept), corrupted=corrupted)
 
 
-def as_pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Images as float32 in [0, 1] on a device; uint8 is moved as such and divided there."""
-    images = images.to(device, non_blocking=True)
-    return images if images.is_floating_point() else images.float().div_(GREY_LEVELS)
-
-
-def split_digest(shape: tuple[int, ...], images: Iterable[Tensor], labels: Tensor) -> str:
-    """SHA-256 of a split.
+def balanced(available: Sequence[int], count: int) -> list[int]:
+    """How many examples of each class make ``count`` together, as evenly as they can be given.
 
     Args:
-        shape: of one input.
-        images: all inputs in order, in parts of any size.
-        labels: int64 [N].
+        available: examples of each class, together at least ``count``.
+        count: that are wanted.
     """
-    digest = hashlib.sha256(repr((len(labels), *shape)).encode())
-    for part in chain(images, (labels,)):
-        digest.update(part.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    level = bisect_right(range(count + 1), count, key=lambda most: sum(min(own, most) for own in available)) - 1
+    quotas = [min(own, level) for own in available]
+    more = [label for label, own in enumerate(available) if own > level][: count - sum(quotas)]
+    return [quota + (label in more) for label, quota in enumerate(quotas)]
 
 
-def tensor_split(images: np.ndarray, labels: np.ndarray, where: str) -> TensorSplit:
-    """A split from arrays: uint8 [N, H, W, C] or [N, C, H, W], C being 1 or 3, and whole-number labels [N].
+def check_augment(how: Augment, split: Split) -> None:
+    """Refuse what these examples cannot be augmented by.
 
     Raises:
-        DataError: another type, shape or count.
+        SpecError: with what they can.
     """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise DataError(
-            f"{where}: images must be uint8 [N, H, W, C] or [N, C, H, W]; got {images.dtype} {list(images.shape)}"
+    if how not in split.augments:
+        raise SpecError(
+            f"--augment {how} does not apply to these training examples {list(split.shape)}: choose from "
+            f"{', '.join(split.augments)} (resized-crop-flip is for imagenet:PATH, crop and crop-flip for images of "
+            "one size)"
         )
-    if images.shape[1] not in (1, 3):
-        if images.shape[3] not in (1, 3):
-            raise DataError(f"{where}: images must have 1 or 3 channels, first or last; got {list(images.shape)}")
-        images = images.transpose(0, 3, 1, 2)
-    labels = np.asarray(labels).reshape(-1)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where}: labels must be whole numbers; got {labels.dtype}")
-    if len(images) != len(labels):
-        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
-    return TensorSplit(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))

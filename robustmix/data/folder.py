@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustmix.data.dataset import Dataset, Split, TensorSplit
-from robustmix.data.stream import StreamedSplit, gib, read_image, read_shape, stamps
+from robustmix.data.dataset import Dataset, Split
+from robustmix.data.images import gib, read_image, read_shape, stamps
+from robustmix.data.memory import TensorSplit
+from robustmix.data.stream import StreamedSplit
 from robustmix.errors import DataError, StoreError
 from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
@@ -54,6 +57,82 @@ def load_folder(
     Raises:
         DataError: there is no such folder, its classes or image sizes do not fit, or an image cannot be decoded.
     """
+    tree = find_images(spec, name_or_path, root)
+    if stream is None:
+        stream = _too_large(spec, [files for files, _ in tree.halves.values()])
+    splits: dict[str, Split] = {}
+    for half, (files, labels) in tree.halves.items():
+        if stream:
+            splits[half] = FolderSplit(
+                files=tuple(files),
+                labels=labels,
+                shape=read_shape(files, spec),
+                shaped_by=files[0],
+                spec=spec,
+                cache=cache,
+                workers=workers,
+            )
+        else:
+            splits[half] = TensorSplit(_decoded(files, cache, spec, half), labels)
+    return Dataset(
+        name=tree.facts.name or tree.folder.resolve().name,
+        spec=spec,
+        train=splits["train"],
+        test=splits["test"],
+        classes=tree.classes,
+        like=tree.facts.like,
+        note=tree.facts.note,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSplit(StreamedSplit):
+    """Images of one size, streamed.
+
+    Attributes:
+        shaped_by: the file that the shape was read from, for messages.
+    """
+
+    shaped_by: str
+
+    def read(self, index: int) -> np.ndarray:
+        """Decode one image into uint8 [H, W, C].
+
+        Raises:
+            DataError: the file cannot be decoded, or its image has another size.
+        """
+        return read_image(self.files[index], self.spec, self.shape, self.shaped_by)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of an image folder.
+
+    Attributes:
+        folder: that they lie in.
+        facts: beside them.
+        classes: names, in alphabetical order.
+        halves: the files of ``train`` and ``test`` and their labels int64 [N], in one fixed random order.
+    """
+
+    folder: Path
+    facts: FolderFacts
+    classes: tuple[str, ...]
+    halves: dict[str, tuple[list[str], Tensor]]
+
+
+def find_images(spec: str, name_or_path: str, root: Path, tests: Sequence[str] = ("test", "val")) -> Tree:
+    """List an image folder; no image is opened.
+
+    Args:
+        spec: what the user wrote, for messages.
+        name_or_path: a folder under the root, else a path.
+        root: the data root.
+        tests: names that the folder with the test examples may have, the first that exists counts.
+
+    Raises:
+        DataError: there is no such folder, or its classes do not fit.
+    """
     candidates = [root / name_or_path, Path(name_or_path).expanduser()]
     folder = next((path for path in candidates if path.is_dir()), None)
     if folder is None:
@@ -63,38 +142,22 @@ def load_folder(
     facts = validate(FolderFacts, read_toml(facts_file), str(facts_file)) if facts_file.exists() else FolderFacts()
     halves = {
         "train": folder / "train",
-        "test": next((folder / n for n in ("test", "val") if (folder / n).is_dir()), None),
+        "test": next((folder / n for n in tests if (folder / n).is_dir()), None),
     }
     for half, path in halves.items():
         if path is None or not path.is_dir():
-            raise DataError(f"{spec}: {folder} has no folder {half}/{' or val/' if half == 'test' else ''}")
+            names = tests if half == "test" else ("train",)
+            raise DataError(f"{spec}: {folder} has no folder {' or '.join(f'{name}/' for name in names)}")
     listings = {half: _list_images(path, spec) for half, path in halves.items() if path}
     classes = tuple(listings["train"])
     if tuple(listings["test"]) != classes:
         odd = sorted(set(listings["test"]) ^ set(classes))
         raise DataError(f"{spec}: the class {odd[0]!r} is not in both {halves['train']} and {halves['test']}")
     ordered = {half: _in_order(listing) for half, listing in listings.items()}
-    if stream is None:
-        stream = _too_large(spec, [files for files, _ in ordered.values()])
-    splits: dict[str, Split] = {}
-    for half, (files, labels) in ordered.items():
-        if stream:
-            shape = read_shape(files, spec)
-            splits[half] = StreamedSplit(tuple(files), labels, shape, files[0], spec, cache, workers)
-        else:
-            splits[half] = TensorSplit(_decoded(files, cache, spec, half), labels)
-    return Dataset(
-        name=facts.name or folder.resolve().name,
-        spec=spec,
-        train=splits["train"],
-        test=splits["test"],
-        classes=classes,
-        like=facts.like,
-        note=facts.note,
-    )
+    return Tree(folder, facts, classes, ordered)
 
 
-def _list_images(folder: Path, spec: str) -> dict[str, list[Path]]:
+def _list_images(folder: Path, spec: str) -> dict[str, list[str]]:
     """The image files of each class, both in alphabetical order."""
     listing = {}
     for entry in sorted(folder.iterdir()):
@@ -102,7 +165,7 @@ def _list_images(folder: Path, spec: str) -> dict[str, list[Path]]:
             continue
         if not entry.is_dir():
             raise DataError(f"{spec}: {entry} lies beside the class folders; images belong into {folder}/CLASS/")
-        listing[entry.name] = sorted(p for p in entry.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        listing[entry.name] = _image_files(entry.absolute())
         if not listing[entry.name]:
             raise DataError(f"{spec}: {entry} holds no image ({', '.join(sorted(EXTENSIONS))})")
     if len(listing) < 2:
@@ -110,9 +173,19 @@ def _list_images(folder: Path, spec: str) -> dict[str, list[Path]]:
     return listing
 
 
-def _in_order(listing: dict[str, list[Path]]) -> tuple[list[str], Tensor]:
+def _image_files(folder: Path) -> list[str]:
+    """The image files in a folder and its subfolders; without a Path each, because there can be a million."""
+    paths = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted((path for path in paths if os.path.splitext(path)[1].lower() in EXTENSIONS), key=_parts)
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def _in_order(listing: dict[str, list[str]]) -> tuple[list[str], Tensor]:
     """All files and their labels, int64 [N], in one fixed random order."""
-    files = [str(path.absolute()) for paths in listing.values() for path in paths]
+    files = [path for paths in listing.values() for path in paths]
     labels = np.repeat(np.arange(len(listing)), [len(paths) for paths in listing.values()])
     order = generator(0, Stream.FOLDER).permutation(len(files))
     return [files[index] for index in order], torch.from_numpy(labels[order].astype(np.int64))
@@ -177,7 +250,7 @@ def _decode(files: list[str], spec: str, half: str) -> np.ndarray:
     def fill(start: int) -> int:
         chunk = files[start : start + CHUNK]
         for index, file in enumerate(chunk, start):
-            images[index] = read_image(file, spec, shape, files[0])
+            images[index] = read_image(file, spec, shape, files[0]).transpose(2, 0, 1)
         return len(chunk)
 
     with (

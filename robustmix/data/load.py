@@ -1,19 +1,31 @@
-"""From a data spec (``digits``, ``cifar10``, ``folder:NAME``, ``npz:PATH``) to a data set."""
+"""From a data spec (``digits``, ``cifar10``, ``imagenet:PATH``, ``folder:NAME``, ``npz:PATH``) to a data set."""
 
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from types import ModuleType
+from typing import Any, Final
 
 import numpy as np
 
-from robustmix.data.dataset import Dataset, tensor_split
+from robustmix.data.dataset import Dataset
 from robustmix.data.folder import load_folder
+from robustmix.data.imagenet import load_imagenet
+from robustmix.data.memory import TensorSplit, tensor_split
 from robustmix.errors import DataError, SpecError
+from robustmix.packages import import_beside_torch
 from robustmix.spec.names import DATA, DATA_CHOICES, unknown
 from robustmix.units import GREY_LEVELS
 
+# MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017), the cropped digits of SVHN without the extra ones
+# (Netzer et al. 2011) and CIFAR (Krizhevsky 2009), by the names of torchvision's classes.
+TORCHVISION: Final = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 DIGITS_TEST = 360
 MAX_CLASSES = 100_000
 
@@ -39,9 +51,10 @@ def load_data(
     """Load a data set.
 
     Args:
-        spec: ``digits`` (embedded), ``cifar10`` or ``cifar100`` (downloaded once), ``folder:NAME_OR_PATH`` (folders
-            ``train/CLASS/`` and ``test/CLASS/`` or ``val/CLASS/``, under the root or anywhere) or ``npz:PATH`` (arrays
-            ``x_train``, ``y_train``, ``x_test``, ``y_test``).
+        spec: ``digits`` (embedded), ``mnist``, ``fashion_mnist``, ``svhn``, ``cifar10`` or ``cifar100`` (downloaded
+            once), ``imagenet:PATH`` (``train/CLASS/`` and ``val/CLASS/`` with images of any size, always streamed),
+            ``folder:NAME_OR_PATH`` (folders ``train/CLASS/`` and ``test/CLASS/`` or ``val/CLASS/``, under the root or
+            anywhere) or ``npz:PATH`` (arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``).
         root: the folder with the data; see `data_root`.
         stream: decode the images of a folder batch by batch instead of keeping them in memory; None does so if they
             would fill more than half of the free memory.
@@ -58,15 +71,19 @@ def load_data(
         raise SpecError(f"data {spec!r} names no path; choose from {DATA_CHOICES}")
     if colon and kind == "folder":
         return load_folder(spec, rest, data_root(root), cache_folder() / "decoded", stream=stream, workers=workers)
+    if colon and kind == "imagenet":
+        if stream is False:
+            raise SpecError(f"data {spec!r} is always streamed: its images have any size")
+        return load_imagenet(spec, rest, data_root(root), cache_folder() / "decoded", workers=workers)
     if stream:
-        raise SpecError(f"data {spec!r} cannot be streamed; only folder:NAME_OR_PATH can")
+        raise SpecError(f"data {spec!r} cannot be streamed; only imagenet:PATH and folder:NAME_OR_PATH can")
     if spec == "digits":
         return _digits()
-    if spec in ("cifar10", "cifar100"):
-        return _cifar(spec, data_root(root))
+    if spec in TORCHVISION:
+        return _from_torchvision(spec, data_root(root))
     if colon and kind == "npz":
         return _npz(spec, Path(rest).expanduser())
-    raise SpecError(f"{unknown('data', spec, DATA)}, folder:NAME_OR_PATH, npz:PATH")
+    raise SpecError(f"{unknown('data', spec, DATA)}, imagenet:PATH, folder:NAME_OR_PATH, npz:PATH")
 
 
 def _digits() -> Dataset:
@@ -87,18 +104,20 @@ def _digits() -> Dataset:
     )
 
 
-def _cifar(spec: str, root: Path) -> Dataset:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads it once and checks it."""
+def _from_torchvision(spec: str, root: Path) -> Dataset:
+    """A data set through torchvision, which downloads it once and checks it."""
     try:
-        datasets = _torchvision_datasets()
+        datasets = import_beside_torch("torchvision.datasets")
     except (ImportError, RuntimeError) as error:
         raise DataError(
             f"{spec} is read by torchvision, which cannot be imported ({_first_line(error)}): install the build that "
             "fits this torch, or use folder:NAME_OR_PATH or npz:PATH"
         ) from None
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec]
+    kind = getattr(datasets, TORCHVISION[spec])
+    # torchvision names the halves of some by a flag, those of others by a word; both come second.
+    halves: tuple[object, object] = ("train", "test") if spec == "svhn" else (True, False)
     try:
-        train, test = (kind(str(root), train=half, download=True) for half in (True, False))
+        train, test = (kind(str(root), half, download=True) for half in halves)
     except (OSError, RuntimeError, EOFError) as error:
         raise DataError(
             f"{spec} is not in {root} and cannot be downloaded into it ({_first_line(error)}); put torchvision's copy "
@@ -107,34 +126,17 @@ def _cifar(spec: str, root: Path) -> Dataset:
     return Dataset(
         name=spec,
         spec=spec,
-        train=tensor_split(train.data, np.asarray(train.targets), spec),
-        test=tensor_split(test.data, np.asarray(test.targets), spec),
-        classes=tuple(train.classes),
+        train=_half(train, spec),
+        test=_half(test, spec),
+        classes=tuple("0123456789") if spec in ("mnist", "svhn") else tuple(train.classes),
         like=spec,
     )
 
 
-def _torchvision_datasets() -> ModuleType:
-    """torchvision's data sets, also where its compiled operators were built for another torch.
-
-    So it is with a CPU build of torch beside the package index's torchvision. Data sets need no operator, but the
-    import wants two of them declared.
-    """
-    try:
-        from torchvision import datasets
-    except RuntimeError:
-        import torch
-
-        _declared.append(library := torch.library.Library("torchvision", "FRAGMENT"))
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from torchvision import datasets
-    module: ModuleType = datasets
-    return module
-
-
-# Declarations live as long as the library object that made them.
-_declared: list[object] = []
+def _half(half: Any, spec: str) -> TensorSplit:
+    images = np.asarray(half.data)
+    labels = half.labels if spec == "svhn" else half.targets
+    return tensor_split(images[:, None] if images.ndim == 3 else images, np.asarray(labels), spec)
 
 
 def _npz(spec: str, path: Path) -> Dataset:

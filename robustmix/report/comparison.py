@@ -1,17 +1,23 @@
 """Published figures and what was measured beside them, with the reasons why they may differ."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from robustmix.comparability import level, reasons
+from robustmix.comparability import level, published_method, reasons, same_model
 from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, sources
 from robustmix.report.material import Material, Result
-from robustmix.report.text import NBSP, ROLES, budget, interval, method_name, percent
+from robustmix.report.text import NBSP, ROLES, budget, final, interval, join_names, method_name, percent, unusual
 from robustmix.spec.attack import ATTACK_TITLES
+from robustmix.store.runs import Run
 
 # Published tables of clean errors that a page shows beside its own; the others repeat them or mix in other things.
-CLEAN_EXPERIMENTS: Final = ("ali-clean", "zhang-fig3a", "zhang-fig3a-corrected")
+CLEAN_EXPERIMENTS: Final = ("ali-clean", "zhang-fig3a", "zhang-fig3a-corrected", "zhang-table1-90", "zhang-table1-200")
+# Tables that vary one thing after the other: a page shows of them what none of the above has.
+ABLATIONS: Final = ("liang-table1", "liang-table1-imagenet", "zhang-table5", "zhang-corrupted")
+# The network of those tables that a run of another one stands beside.
+USUAL_MODEL: Final = "preact_resnet18"
 STATISTICS: Final[dict[Statistic, str]] = {
     "last": "last epoch",
     "best-on-test": "best on test",
@@ -73,7 +79,7 @@ def comparison_tables(material: Material) -> list[ComparisonTable]:
     suite = material.evidence.suite
     names = suite.published.experiments if suite and suite.published else ()
     found = [_table(name, _adversarial(name, material)) for name in names]
-    found += [_table(name, _clean(name, material)) for name in CLEAN_EXPERIMENTS]
+    found += [_table(name, _clean(name, material)) for name in (*CLEAN_EXPERIMENTS, *ABLATIONS)]
     return [table for table in found if table.rows]
 
 
@@ -123,9 +129,9 @@ def _adversarial(name: str, material: Material) -> list[tuple[Figure, Comparison
         if figure.metric != "top1_error" or figure.role == "clean":
             continue
         names = design.white if figure.role == "white" else design.targets
-        runs = [material.runs[run] for run in names if material.runs[run].recipe.method == figure.method]
+        runs = [material.runs[run] for run in names if _trained_alike(figure, material.runs[run])]
         source = material.runs[design.source]
-        if figure.role == "transfer" and figure.source_method not in (None, source.recipe.method):
+        if figure.role == "transfer" and figure.source_method not in (None, published_method(source.recipe.training)):
             runs = []
         results = []
         for run in runs:
@@ -142,14 +148,54 @@ def _adversarial(name: str, material: Material) -> list[tuple[Figure, Comparison
 
 
 def _clean(name: str, material: Material) -> list[tuple[Figure, Comparison]]:
+    """The figures of one table whose way of training is here, each beside the runs that are most like its own."""
     data = {material.facts.data, material.facts.like}
+    figures = [figure for figure in find(experiment=name, role="clean", metric="top1_error") if figure.data in data]
+    if name in ABLATIONS:
+        shown = {_kind(figure) for usual in CLEAN_EXPERIMENTS for figure in find(experiment=usual, role="clean")}
+        figures = [figure for figure in figures if _kind(figure) not in shown]
     found = []
-    for figure in find(experiment=name, role="clean", metric="top1_error", model="preact_resnet18"):
-        runs = [name for name, run in material.runs.items() if run.recipe.method == figure.method]
-        results = [r for r in material.find("clean") if r.target in runs]
-        if figure.data in data and results:
-            found.append((figure, _row(figure, results, material)))
+    for figure in figures:
+        alike = []
+        for names in material.families.values():
+            results = [r for r in material.find("clean") if r.target in names and r.target in material.runs]
+            if results and _beside(figure, material.runs[results[0].target], figures):
+                alike.append(results)
+        if name in ABLATIONS:
+            alike = [results for results in alike if _same_decay(figure, material.runs[results[0].target])]
+        if alike:
+            closest = min(alike, key=lambda results: len(reasons(figure, measured_facts(results, material))))
+            found.append((figure, _row(figure, closest, material)))
     return found
+
+
+def _beside(figure: Figure, run: Run, figures: Sequence[Figure]) -> bool:
+    """Whether a run stands beside a figure: trained alike, and on its network, or on one that the table has not."""
+    if any(same_model(run.recipe.model, other) for other in figures):
+        return _trained_alike(figure, run) and same_model(run.recipe.model, figure)
+    return _trained_alike(figure, run) and figure.model == USUAL_MODEL
+
+
+def _trained_alike(figure: Figure, run: Run) -> bool:
+    """Whether a run was trained in the way of a figure, with as much label noise, label smoothing and noise."""
+    recipe, stated = run.recipe, figure.recipe
+    amounts = (
+        (100 * recipe.label_noise, stated.label_noise),
+        (recipe.label_smoothing, stated.label_smoothing),
+        (recipe.noise, stated.noise_sd),
+    )
+    return published_method(recipe.training) == figure.method and all(
+        math.isclose(here, there or 0, abs_tol=1e-9) for here, there in amounts
+    )
+
+
+def _kind(figure: Figure) -> tuple[str, float | None, float | None]:
+    return figure.method, figure.recipe.label_noise, figure.recipe.weight_decay
+
+
+def _same_decay(figure: Figure, run: Run) -> bool:
+    stated = figure.recipe.weight_decay
+    return stated is None or math.isclose(stated, run.recipe.weight_decay)
 
 
 def _row(figure: Figure, results: Sequence[Result], material: Material) -> Comparison:
@@ -183,14 +229,15 @@ def measured_facts(results: Sequence[Result], material: Material) -> dict[str, A
     result = results[0]
     run = material.runs[result.target]
     recipe, facts = run.recipe, run.facts
-    source = material.runs[result.source].recipe.method if result.source else None
+    source = material.runs[result.source].recipe.training if result.source else None
     return {
         "data": material.facts.data,
         "like": material.facts.like,
         "data_note": material.facts.data_note,
         "model": recipe.model,
         "width": recipe.width,
-        "method": recipe.method,
+        "method": recipe.training,
+        "also": join_names(words) if (words := unusual(recipe)) else None,
         "metric": "top1_error",
         "role": result.role,
         "attack": result.attack if result.source else None,
@@ -199,7 +246,7 @@ def measured_facts(results: Sequence[Result], material: Material) -> dict[str, A
         "statistic": "last",
         "epochs": recipe.epochs,
         "train_examples": facts.train_examples if facts else None,
-        "train_error": 100 * run.final("train_error"),
+        "train_error": 100 * final(run, "train_error"),
         "eps_255": result.eps,
         "step_255": result.step,
         "steps": result.steps,
@@ -208,6 +255,9 @@ def measured_facts(results: Sequence[Result], material: Material) -> dict[str, A
         "batch_size": recipe.batch_size,
         "lr": recipe.lr,
         "weight_decay": recipe.weight_decay,
+        "label_noise": 100 * recipe.label_noise,
+        "label_smoothing": recipe.label_smoothing or None,
+        "noise_sd": recipe.noise or None,
         "seeds": [material.runs[r.target].recipe.seed for r in results],
     }
 

@@ -157,7 +157,7 @@ def _panel(
         axes.set_xlabel("budget (units of 1/255)")
         axes.set_ylabel("error (%)")
 
-    svg = _svg(name, title, lambda: ". ".join(words), (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw)
+    svg = draw_svg(name, title, lambda: ". ".join(words), (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw)
     return Drawing(title, svg)
 
 
@@ -205,7 +205,7 @@ def _matrix(name: str, title: str, results: Sequence[Result], material: Material
 
     total = width + beside
     box = (margin[0] + 0.12) / total, 0.01, 0.99 * width / total, 1 - margin[1] / height
-    return Drawing(title, _svg(name, title, words, (total, height), box, draw))
+    return Drawing(title, draw_svg(name, title, words, (total, height), box, draw))
 
 
 def _spaced(budgets: Sequence[float]) -> list[float]:
@@ -217,7 +217,7 @@ def _spaced(budgets: Sequence[float]) -> list[float]:
     return kept[::-1]
 
 
-def _svg(
+def draw_svg(
     name: str,
     title: str,
     words: Callable[[], str],

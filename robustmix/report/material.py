@@ -197,16 +197,16 @@ class Material:
     def families(self) -> dict[str, list[str]]:
         """Names of runs by what sets them apart but the seed, in the order of the evidence.
 
-        A family is called by its method where that is unambiguous, else by its runs' common name. A model of somebody
-        else's is a family of its own.
+        A family is called by its way of training where that is unambiguous, else by its runs' common name. A model of
+        somebody else's is a family of its own.
         """
         recipes: dict[str, set[str]] = {}
         for run in self.runs.values():
-            recipes.setdefault(run.recipe.method, set()).add(run.recipe.digest(without_seed=True))
+            recipes.setdefault(run.recipe.training, set()).add(run.recipe.digest(without_seed=True))
         found: dict[str, list[str]] = {}
         for run in self.runs.values():
-            method = run.recipe.method
-            name = method_name(method) if len(recipes[method]) == 1 else run.group
+            training = run.recipe.training
+            name = method_name(training) if len(recipes[training]) == 1 else run.group
             found.setdefault(name, []).append(run.name)
         return found | {name: [name] for name in self.models}
 
@@ -214,6 +214,12 @@ class Material:
     def family_of(self) -> dict[str, str]:
         """The family of each run and model."""
         return {name: family for family, names in self.families.items() for name in names}
+
+    @cached_property
+    def base(self) -> list[str]:
+        """The runs that the others are held against: the first family of plain ERM; empty if there is none."""
+        plain = (names for names in self.families.values() if names[0] in self.runs)
+        return next((names for names in plain if self.runs[names[0]].recipe.training == "erm"), [])
 
     def headline(self, label: str) -> float | None:
         """The budget at which an attack is shown where only one is: the page's own, if it was made at it.

@@ -10,12 +10,23 @@ from markupsafe import Markup
 from robustmix.report import checks, comparison, glossary, robustness, tables, words
 from robustmix.report.evidence import Evidence
 from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
+from robustmix.report.histories import LOG_FROM, training_curves
 from robustmix.report.material import Material
-from robustmix.report.text import budget
+from robustmix.report.text import NONE, budget
 from robustmix.store.atomic import write_text
 
 INDEX: Final = "index.html"
 HERE: Final = Path(__file__).parent
+# Errors of the last epoch, by column of a history, as the table of the runs heads them; some are always shown.
+ERRORS: Final = {
+    "train_error": "Training error",
+    "train_error_real": "… real labels",
+    "train_error_corrupted": "… corrupted labels",
+    "train_error_mixed": "… as mixed",
+    "val_error": "Validation error",
+    "test_error": "Test error",
+}
+USUAL_ERRORS: Final = ("train_error", "train_error_mixed", "test_error")
 
 
 def render(folder: Path) -> Path:
@@ -41,7 +52,8 @@ def render(folder: Path) -> Path:
         keep_trailing_newline=True,
     )
     compared = comparison.comparison_tables(material)
-    drawn = lines(material)
+    legend = [(name, material.family_of[name], Markup(key(name, line))) for name, line in lines(material).items()]
+    training = tables.training_rows(material)
     text = environment.get_template("page.html.j2").render(
         evidence=material.evidence,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
@@ -57,7 +69,8 @@ def render(folder: Path) -> Path:
             for label in material.attacks
             if (eps := material.headline(label)) is not None
         ],
-        legend=[(name, material.family_of[name], Markup(key(name, line))) for name, line in drawn.items()],
+        legend=legend,
+        legend_of_runs=[entry for entry in legend if entry[0] in material.runs],
         curves=_safe(eps_curves(material)),
         matrices=_safe(transfer_matrices(material)),
         breaking=[table for table in robustness.breaking_tables(material) if table.rows],
@@ -67,7 +80,11 @@ def render(folder: Path) -> Path:
         faster=checks.faster(material),
         rounded=checks.rounded(material),
         results=tables.results_table(material),
-        training=tables.training_rows(material),
+        training=training,
+        errors=[(key, name) for key, name in ERRORS.items() if key in USUAL_ERRORS or _said(training, key)],
+        shows_also=_said(training, "also"),
+        histories=_safe(training_curves(material)),
+        log_from=LOG_FROM,
         facts=tables.provenance(material),
         runs=list(material.runs.values()),
         models=list(material.models.values()),
@@ -83,6 +100,11 @@ def render(folder: Path) -> Path:
 def _report_command(name: str, evidence: Evidence) -> str:
     suite = ["--suite", evidence.suite_name] if evidence.suite_name else []
     return shlex.join(["robustmix", "report", name, *suite, "--data", evidence.data])
+
+
+def _said(rows: list[dict[str, str]], key: str) -> bool:
+    """Whether a column of a table says anything."""
+    return any(row[key] != NONE for row in rows)
 
 
 def _safe(drawings: list[Drawing]) -> list[tuple[str, Markup]]:

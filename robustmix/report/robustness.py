@@ -125,11 +125,10 @@ def _breaking(material: Material, cells: list[Cell]) -> Breaking:
 
 
 def _pairs(material: Material) -> list[tuple[str, str]]:
-    """Pairs to compare: those of the published design, else the first of each family; an ERM run comes first."""
+    """Pairs to compare: the published design's runs and the first of every other family; an ERM run comes first."""
     suite = material.evidence.suite
+    design = suite.published.white if suite and suite.published else ()
     families = ([name for name in names if name in material.evidence.targets] for names in material.families.values())
-    names = [names[0] for names in families if names]
-    if suite and suite.published:
-        names = list(suite.published.white)
-    erm = [name for name in names if name in material.runs and material.runs[name].recipe.method == "erm"]
+    names = [*design, *(names[0] for names in families if names and not set(design) & set(names))]
+    erm = [name for name in names if name in material.base]
     return [(base, name) for base in (erm or names)[:1] for name in names if name != base]

@@ -7,9 +7,12 @@ from robustmix.report.material import Material, Result
 from robustmix.report.text import (
     NONE,
     ROLES,
+    also,
     budget,
+    final,
     interval,
     join_names,
+    last_epoch,
     length,
     method_name,
     passes,
@@ -80,36 +83,35 @@ TRAINING = (
     "schedule",
     "decay",
     "augment",
+    "also",
     "train_error",
     "train_error_mixed",
+    "train_error_real",
+    "train_error_corrupted",
+    "val_error",
     "test_error",
 )
 
 
 def _training(run: Run) -> dict[str, str]:
     recipe, facts = run.recipe, run.facts
-
-    def final(column: str) -> str:
-        return percent(run.final(column)) if column in run.history else NONE
-
     return {
         "name": run.name,
         "method": method_name(recipe.method),
         "alpha": NONE if recipe.alpha is None else f"{recipe.alpha:g}",
         "seed": str(recipe.seed),
         "model": recipe.model,
-        "width": str(recipe.width),
+        "width": NONE if recipe.width is None else str(recipe.width),
         "parameters": f"{facts.parameters:,}" if facts else NONE,
         "examples": f"{facts.train_examples:,}" if facts else NONE,
-        "epochs": str(len(run.history)),
+        "epochs": str(last_epoch(run)),
         "batch": str(recipe.batch_size),
         "lr": f"{recipe.lr:g}",
         "schedule": recipe.schedule,
         "decay": f"{recipe.weight_decay:g}",
         "augment": recipe.augment,
-        "train_error": final("train_error"),
-        "train_error_mixed": final("train_error_mixed"),
-        "test_error": final("test_error"),
+        "also": ", ".join(also(recipe)) or NONE,
+        **{column: percent(final(run, column)) for column in TRAINING if "error" in column},
     }
 
 

@@ -1,12 +1,40 @@
 """How the page writes numbers and names."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from robustmix.spec.recipe import Recipe
+from robustmix.store.runs import Run
 from robustmix.units import format_budget
 
 METHODS: Final = {"erm": "ERM"}
+# What `robustmix.spec.recipe.Recipe.training` adds to a method.
+EXTRAS: Final = {
+    "smoothing": "label smoothing",
+    "noise": "noise",
+    "pgd": "PGD training at",
+    "label-noise": "label noise",
+}
+# Fields of a recipe that no column shows and no method is named after, in words, where they are not the default.
+UNUSUAL: Final = {
+    "drop": "{}",
+    "lam": "lambda from {}",
+    "lam_per": "lambda per {}",
+    "lam_labels": "the labels' lambda from {}",
+    "mix": "only {} mixed",
+    "same_class": "partners of the same class",
+    "nearest": "partners among the {} nearest",
+    "correct_lam": "labels by the share of pixels",
+    "layers": "mixed at stages {}",
+    "rate": "rate {:g}",
+    "momentum": "momentum {:g}",
+    "nesterov": "Nesterov",
+    "precision": "{}",
+    "sync_batch_norm": "batch norm over all devices",
+    "val": "{:,} images held out",
+}
 ROLES: Final = {"clean": "clean", "white": "white box", "transfer": "transfer"}
 NONE: Final = "–"
 # Between a number and its unit, so that no line breaks there.
@@ -66,9 +94,50 @@ def passes(forward: float, backward: float) -> str:
     return f"{forward:.4g} + {backward:.4g}"
 
 
-def method_name(method: str) -> str:
-    """A method as it is written: ``ERM``, ``mixup``."""
-    return METHODS.get(method, method)
+def method_name(training: str) -> str:
+    """A way of training as it is written: ``ERM``, ``mixup``, ``ERM, label smoothing 0.1``.
+
+    Args:
+        training: a method's name, or what `robustmix.spec.recipe.Recipe.training` makes of one.
+    """
+    method, *extras = training.split("+")
+    words = [METHODS.get(method, method)]
+    for extra in extras:
+        kind, amount = re.fullmatch(r"([a-z-]+)-(.*)", extra).groups()  # type: ignore[union-attr]
+        words.append(f"{EXTRAS[kind]} {amount}{'/255' if kind == 'pgd' else ''}")
+    return ", ".join(words)
+
+
+def also(recipe: Recipe) -> list[str]:
+    """What sets a training apart and has no column of its own, in words: ``label smoothing 0.1``, ``Nesterov``."""
+    eps = recipe.adversarial_eps
+    found = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
+    found += [f"Gaussian noise {recipe.noise:g}"] if recipe.noise else []
+    found += [f"PGD training at {budget(eps)} in {plural(recipe.adversarial_steps, 'step')}"] if eps else []
+    found += [f"{100 * recipe.label_noise:g}{NBSP}% of the labels at random"] if recipe.label_noise else []
+    found += unusual(recipe)
+    if recipe.milestones:
+        found.append(f"learning rate / 10 after {join_names(recipe.milestones.split(','))} epochs")
+    if recipe.warmup:
+        found.append(f"warm-up from {recipe.warmup_lr:g} over {plural(recipe.warmup, 'epoch')}")
+    return found
+
+
+def unusual(recipe: Recipe) -> list[str]:
+    """The part of it that no method is named after and that publications do not do unless they say so."""
+    set_fields = {field: getattr(recipe, field) for field in UNUSUAL}
+    defaults = type(recipe).model_fields
+    return [UNUSUAL[field].format(value) for field, value in set_fields.items() if value != defaults[field].default]
+
+
+def last_epoch(run: Run) -> int:
+    """How many epochs a run was trained for; of an imported one, as far as anybody said."""
+    return int(run.history["epoch"].iloc[-1]) if len(run.history) else 0
+
+
+def final(run: Run, column: str) -> float:
+    """A figure of a run's last epoch; NaN where its history has none."""
+    return run.final(column) if column in run.history else math.nan
 
 
 def join_names(names: Iterable[str]) -> str:

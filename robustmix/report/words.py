@@ -8,7 +8,7 @@ from robustmix.published import find, sources
 from robustmix.report import checks
 from robustmix.report.comparison import citation
 from robustmix.report.material import Material, Result
-from robustmix.report.text import budget, interval, join_names, percent, plural
+from robustmix.report.text import budget, final, interval, join_names, last_epoch, percent, plural
 
 # As many runs as one sentence can name.
 MOST = 6
@@ -79,13 +79,13 @@ def _errors(results: Sequence[Result], *, of_n: bool = False) -> str:
 
 
 def _pairs(white: Sequence[Result], material: Material) -> list[str]:
-    """How often a run of another method errs less than an ERM run: a count of pairs, not a test."""
-    by_method: dict[str, list[Result]] = {}
-    for result in (r for r in white if r.target in material.runs):
-        by_method.setdefault(material.runs[result.target].recipe.method, []).append(result)
-    base = by_method.pop("erm", [])
+    """How often a run of another family errs less than one of plain ERM: a count of pairs, not a test."""
+    by_family: dict[str, list[Result]] = {}
+    for result in (r for r in white if r.target in material.runs and r.target not in material.base):
+        by_family.setdefault(material.family_of[result.target], []).append(result)
+    base = [r for r in white if r.target in material.base]
     found = []
-    for results in by_method.values():
+    for results in by_family.values():
         pairs = list(product(base, results))
         if len(pairs) < 2:
             continue
@@ -102,14 +102,14 @@ def _pairs(white: Sequence[Result], material: Material) -> list[str]:
 
 
 def _named(material: Material) -> list[str]:
-    """What sentences name: every target if they are few, else the published design's, else the first of each family."""
+    """What sentences name: every target if they are few, else the published design's and one of each other family."""
     names = [name for name in material.names if name in material.evidence.targets]
     if len(names) <= MOST:
         return names
     suite = material.evidence.suite
-    if suite and suite.published:
-        return list(dict.fromkeys([*suite.published.white, *suite.published.targets]))
-    return [family[0] for family in material.families.values()][:MOST]
+    named = dict.fromkeys([*suite.published.white, *suite.published.targets] if suite and suite.published else [])
+    others = [family[0] for family in material.families.values() if not named.keys() & set(family)]
+    return [*named, *others[: max(0, MOST - len(named))]]
 
 
 def _sources(material: Material) -> list[str]:
@@ -124,23 +124,21 @@ def _sources(material: Material) -> list[str]:
 
 
 def _training(material: Material) -> list[str]:
-    alike: dict[tuple[str, int, int, int | None], list[str]] = {}
+    alike: dict[tuple[str, int | None, int, int | None], list[str]] = {}
     for run in material.runs.values():
         examples = run.facts.train_examples if run.facts else None
-        of = (run.recipe.model, run.recipe.width, len(run.history), examples)
+        of = (run.recipe.model, run.recipe.width, last_epoch(run), examples)
         alike.setdefault(of, []).append(run.name)
     found = []
     for (model, width, epochs, examples), names in alike.items():
-        errors = [(name, material.runs[name].final("train_error")) for name in names]
+        errors = [(name, final(material.runs[name], "train_error")) for name in names]
         errors_known = [f"{name} {percent(error)}" for name, error in errors if error == error]
         on = f" on {plural(examples, 'image')}" if examples else ""
         known = f" Error on their own training images, unmixed: {join_names(errors_known)}." if errors_known else ""
-        many = len(names) > 1
-        found.append(
-            f"{join_names(names)} {'are' if many else 'is'} {model} of width {width}, trained for "
-            f"{plural(epochs, 'epoch')}{on}.{known}"
-        )
-    unfitted = [name for name, run in material.runs.items() if 100 * run.final("train_error") >= UNFITTED]
+        verb = "are" if len(names) > 1 else "is"
+        of_width = f" of width {width}" if width else ""
+        found.append(f"{join_names(names)} {verb} {model}{of_width}, trained for {plural(epochs, 'epoch')}{on}.{known}")
+    unfitted = [name for name, run in material.runs.items() if 100 * final(run, "train_error") >= UNFITTED]
     if unfitted:
         found.append(f"{join_names(unfitted)} did not fit the training set: not converged.")
     if material.models:
@@ -158,7 +156,7 @@ def _unlike_published(material: Material) -> list[str]:
     other = [
         name
         for name, run in material.runs.items()
-        if run.recipe.width != width or run.recipe.epochs != epochs or len(run.history) != epochs
+        if run.recipe.width != width or run.recipe.epochs != epochs or last_epoch(run) != epochs
     ]
     if not other:
         return []

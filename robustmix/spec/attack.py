@@ -15,12 +15,18 @@ from robustmix.units import GREY_LEVELS, Budget, format_budget, parse_budget
 # The sweep of budgets, in units of 1/255, by the data set that the data resembles: 8x8 digits need coarser ones.
 SWEEPS: Final[dict[str, tuple[float, ...]]] = {
     "digits": (8, 16, 24, 32, 48, 64),
+    "mnist": (8, 16, 32, 48, 64),
+    "fashion_mnist": (2, 4, 8, 16, 32),
+    "svhn": (0.5, 1, 2, 4, 8),
     "cifar10": (0.5, 1, 2, 4, 8),
     "cifar100": (0.5, 1, 2, 4, 8),
 }
 DEFAULT_SWEEP: Final = (1.0, 2.0, 4.0, 8.0)
 L2_SWEEPS: Final[dict[str, tuple[float, ...]]] = {
     "digits": (64, 128, 192, 256, 384),
+    "mnist": (128, 256, 384, 512),
+    "fashion_mnist": (32, 64, 128, 256),
+    "svhn": (16, 32, 64, 128, 256),
     "cifar10": (16, 32, 64, 128, 256),
     "cifar100": (16, 32, 64, 128, 256),
 }

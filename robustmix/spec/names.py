@@ -12,8 +12,35 @@ from pydantic import BeforeValidator
 
 from robustmix.errors import SpecError
 
-Method = Literal["erm", "mixup"]
-ModelName = Literal["preact_resnet18", "resnet18"]
+Method = Literal[
+    "erm",
+    "mixup",
+    "mixup-h",
+    "mixup-v",
+    "mixup-hv",
+    "mixup-hc",
+    "manifold",
+    "cutmix",
+    "samplepairing",
+    "disturblabel",
+    "patchshuffle",
+]
+ModelName = Literal[
+    "preact_resnet18",
+    "preact_resnet34",
+    "preact_resnet50",
+    "resnet18",
+    "wrn28_10",
+    "densenet_bc100",
+    "densenet_bc190",
+    "resnext29_8x64d",
+    "vgg11",
+    "lenet",
+]
+# Networks of other packages, as torchvision:resnet50 and timm:resnet50.
+ModelPackage = Literal["torchvision", "timm"]
+Drop = Literal["dropout", "dropconnect", "stochastic_depth", "swapout"]
+Mixed = Literal["both", "inputs", "labels"]
 AttackName = Literal[
     "fgsm",
     "ifgsm",
@@ -32,9 +59,9 @@ Loss = Literal["ce", "logodds", "margin", "dlr"]
 LabelPolicy = Literal["true", "predicted"]
 Impl = Literal["robustmix", "torchattacks", "foolbox"]
 CraftPrecision = Literal["32", "bf16"]
-DataName = Literal["digits", "cifar10", "cifar100"]
-Schedule = Literal["step", "cosine"]
-Augment = Literal["none", "crop", "crop-flip"]
+DataName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
+Schedule = Literal["step", "cosine", "constant"]
+Augment = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 LambdaPer = Literal["batch", "example"]
 Precision = Literal["32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -44,7 +71,10 @@ MODELS: Final[tuple[ModelName, ...]] = get_args(ModelName)
 ATTACKS: Final[tuple[AttackName, ...]] = get_args(AttackName)
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 DATA: Final[tuple[DataName, ...]] = get_args(DataName)
-DATA_CHOICES: Final = f"{', '.join(DATA)}, folder:NAME_OR_PATH, npz:PATH"
+DATA_CHOICES: Final = f"{', '.join(DATA)}, imagenet:PATH, folder:NAME_OR_PATH, npz:PATH"
+MODEL_PACKAGES: Final[tuple[ModelPackage, ...]] = get_args(ModelPackage)
+MODEL_CHOICES: Final = f"{', '.join(MODELS)}, torchvision:NAME, timm:NAME"
+DROPS: Final[tuple[Drop, ...]] = get_args(Drop)
 
 ALIASES: Final = {
     "bim": "ifgsm",
@@ -78,6 +108,22 @@ def known_attack(name: str) -> AttackName:
 
 
 Attack = Annotated[AttackName, BeforeValidator(attack_name)]
+
+
+def model_name(value: object) -> object:
+    """Check the name of a network: one of `MODELS`, or of a package, as ``torchvision:resnet50``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        package, colon, name = value.partition(":")
+        if value not in MODELS and not (package in MODEL_PACKAGES and colon and _NAME.fullmatch(name)):
+            raise ValueError(f"{unknown('model', value, MODELS)}, torchvision:NAME, timm:NAME")
+    return value
+
+
+Model = Annotated[str, BeforeValidator(model_name)]
 
 
 def check_name(name: str, what: str) -> str:

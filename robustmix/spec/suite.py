@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from robustmix.errors import SpecError
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec
 from robustmix.spec.names import check_name, unknown
-from robustmix.spec.recipe import MIXING_FIELDS, Recipe, load_recipe_fields, read_recipe
+from robustmix.spec.recipe import FIELDS_OF_METHODS, Recipe, load_recipe_fields, on_top, read_recipe
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.units import Budget, format_budget
 
@@ -102,12 +102,12 @@ class Suite(Spec):
         """Names and globs of what is scored."""
         return self.targets or self.source_patterns
 
-    def runs(self, on_top: Mapping[str, Any] | None = None) -> dict[str, Recipe]:
+    def runs(self, changes: Mapping[str, Any] | None = None) -> dict[str, Recipe]:
         """The recipe of every run that the suite trains, by name.
 
         Args:
-            on_top: fields that replace those of every recipe (``robustmix run SUITE --epochs 5``); those of mixing only
-            where there is mixing.
+            changes: fields that replace those of every recipe (``robustmix run SUITE --epochs 5``); one that a run's
+                method does not have is left out for that run.
 
         Raises:
             SpecError: a table holds a wrong field.
@@ -122,13 +122,18 @@ class Suite(Spec):
             if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
                 raise SpecError(f"{where}.seeds = {seeds!r}: should be a list of whole numbers, such as [1, 2]")
             if base is not None:
-                fields = {**read_recipe(base), **fields}
+                fields = on_top(read_recipe(base), fields)
             if self.data is not None:
                 fields.setdefault("data", self.data)
-            mixes = fields.get("method", "erm") != "erm"
-            top = {key: value for key, value in (on_top or {}).items() if mixes or key not in MIXING_FIELDS}
+            # A table without a method is for ERM: that is said here, so that its other fields are held against it.
+            method = fields.setdefault("method", "erm")
+            top = {
+                key: value
+                for key, value in (changes or {}).items()
+                if key not in FIELDS_OF_METHODS or method in FIELDS_OF_METHODS[key]
+            }
             for seed in seeds:
-                recipes[f"{name}{seed}"] = load_recipe_fields({**fields, **top, "seed": seed}, where)
+                recipes[f"{name}{seed}"] = load_recipe_fields({**on_top(fields, top), "seed": seed}, where)
         return recipes
 
 

@@ -42,6 +42,9 @@ class RunFacts:
         threads: of the CPU.
         robustmix: version.
         torch: version.
+        imported_from: name and SHA-256 of the file that the weights came in, if another program trained them: then the
+            recipe and the training examples are what was said of them, and the only figures are those measured here.
+        imported_by: the command that imported it.
     """
 
     data: str
@@ -55,6 +58,8 @@ class RunFacts:
     threads: int
     robustmix: str
     torch: str
+    imported_from: str | None = None
+    imported_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Run:
         facts: what held when it was trained; None before the first epoch has finished.
         history: a row per finished epoch: epoch, lr, train_loss, train_error_mixed, train_error, val_error, test_error,
             seconds. Errors are fractions; ``train_error`` (eval mode, nothing mixed or augmented) only after the last.
+            Imported weights have one row, of the last epoch (0 if nobody said which), without the figures of training.
         weights: SHA-256 of ``model.safetensors``; None unless the run has finished.
     """
 
@@ -78,8 +84,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """How its training batches were mixed."""
-        return self.recipe.method
+        """How it was trained: the method, and what else makes another kind of network of it."""
+        return self.recipe.training
 
     @property
     def seed(self) -> int:
@@ -90,6 +96,11 @@ class Run:
     def finished(self) -> bool:
         """Whether all epochs are done and the weights are written."""
         return self.weights is not None
+
+    @property
+    def command(self) -> str:
+        """The command that makes it."""
+        return (self.facts and self.facts.imported_by) or self.recipe.command(self.name)
 
     @property
     def begun(self) -> bool:
@@ -139,12 +150,13 @@ def read_run(workspace: Workspace, name: str) -> Run:
         try:
             table = pq.read_table(folder / HISTORY)
             values = json.loads(table.schema.metadata[b"robustmix"])
-            facts = RunFacts(**{field.name: values[field.name] for field in fields(RunFacts)})
+            facts = RunFacts(**{field.name: values[field.name] for field in fields(RunFacts) if field.name in values})
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise StoreError(f"{folder / HISTORY} cannot be read: {error}") from None
         history = table.to_pandas()
     weights = folder / WEIGHTS
-    finished = len(history) == recipe.epochs and weights.exists()
+    imported = facts is not None and facts.imported_from is not None
+    finished = (imported or len(history) == recipe.epochs) and weights.exists()
     return Run(name, recipe, facts, history, file_digest(weights) if finished else None)
 
 

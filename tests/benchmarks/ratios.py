@@ -1,11 +1,26 @@
-"""From pytest-benchmark's file to ratios: printed as a table, saved as JSON."""
+"""From pytest-benchmark's file to ratios: printed as tables, saved as JSON."""
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from robustmix.cli.tables import markdown
+
+# Of two parts of a job, the seconds of the first over those of the second.
+FIGURES: Final = {
+    "ours / limit": ("ours", "limit"),
+    "torchattacks / ours": ("torchattacks", "ours"),
+    "foolbox / ours": ("foolbox", "ours"),
+    "usual loop / ours": ("usual loop", "ours"),
+    "torchvision / ours": ("torchvision", "ours"),
+    "usual loop / ours in bf16": ("usual loop", "ours, bf16"),
+    "ours / ours in bf16": ("ours", "ours, bf16"),
+    "ours / limit, bf16": ("ours, bf16", "limit, bf16"),
+    "ours / ours compiled": ("ours", "ours, compiled"),
+}
+CHANGED: Final = "largest change of an error by bf16"
 
 
 def main(raw: Path, out: Path) -> None:
@@ -13,33 +28,38 @@ def main(raw: Path, out: Path) -> None:
     run = json.loads(raw.read_text())
     jobs: dict[tuple[str, str], dict[str, Any]] = {}
     for one in run["benchmarks"]:
-        info = {**one["extra_info"], "seconds": one["stats"]["min"]}
+        info = {"seconds": one["stats"]["min"], **one["extra_info"]}
         parts = jobs.setdefault((info["job"], info["size"]), {})
         parts[info["part"]] = min(info, parts.get(info["part"], info), key=lambda turn: float(turn["seconds"]))
-    rows, saved = [], []
+    saved = []
     for (job, size), parts in jobs.items():
-
-        def ratio(one: str, other: str, parts: dict[str, Any] = parts) -> float | None:
-            return parts[one]["seconds"] / parts[other]["seconds"] if one in parts and other in parts else None
-
-        figures = {
-            "ours / limit": ratio("ours", "limit"),
-            "torchattacks / ours": ratio("torchattacks", "ours"),
-            "foolbox / ours": ratio("foolbox", "ours"),
-            "ours / ours in bf16": ratio("ours", "ours, bf16"),
-            "ours / limit, bf16": ratio("ours, bf16", "limit, bf16"),
-            "ours / ours compiled": ratio("ours", "ours, compiled"),
-        }
-        changed = parts.get("ours, bf16", {}).get("changed")
+        seconds = {part: info["seconds"] for part, info in parts.items()}
+        figures = {name: seconds[a] / seconds[b] for name, (a, b) in FIGURES.items() if {a, b} <= seconds.keys()}
         images = next(iter(parts.values()))["images"]
-        saved.append({"job": job, "network": size, "images": images, **figures, "largest change by bf16": changed})
-        texts = ["-" if value is None else f"{value:.2f}" for value in figures.values()]
-        rows.append([f"{job}, {size}", *texts, "-" if changed is None else f"{100 * changed:.1f} points"])
+        bf16 = parts.get("ours, bf16", {})
+        changed = {CHANGED: bf16["changed"]} if "changed" in bf16 else {}
+        saved.append({"job": job, "network": size, "images": images, **figures, **changed})
     cpu = run["machine_info"]["cpu"]
     machine = {"cpu": cpu.get("brand_raw", "?"), "threads": run["benchmarks"][0]["extra_info"]["threads"]}
     out.write_text(json.dumps({"machine": machine, "jobs": saved}, indent=1) + "\n")
     print(f"{machine['cpu']}, {machine['threads']} threads; ratios of the fastest turns")
-    print(markdown(["job, network", *figures, "largest change of an error by bf16"], rows))
+    for _, group in groupby(saved, key=lambda row: sorted(name for name in row if name.split(" / ")[0] in PEERS)):
+        rows = list(group)
+        columns = [name for name in (*FIGURES, CHANGED) if any(name in row for row in rows)]
+        print()
+        print(markdown(["job, network", *columns], [_cells(row, columns) for row in rows]))
+
+
+PEERS: Final = ("torchattacks", "foolbox", "usual loop", "torchvision")
+
+
+def _cells(row: dict[str, Any], columns: list[str]) -> list[str]:
+    texts = []
+    for column in columns:
+        value = row.get(column)
+        text = "-" if value is None else f"{100 * value:.1f} points" if column == CHANGED else f"{value:.2f}"
+        texts.append(text)
+    return [f"{row['job']}, {row['network']}", *texts]
 
 
 if __name__ == "__main__":
