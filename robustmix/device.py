@@ -117,12 +117,7 @@ class Team:
         Args:
             model: on this process's device.
             sync_batch_norm: normalise by the statistics of the whole batch instead; on GPUs only.
-
-        Raises:
-            SpecError: batch norm cannot be synchronised here.
         """
-        if sync_batch_norm and self.device.type != "cuda":
-            raise SpecError(f"--sync-batch-norm works on GPUs only, not on {self.device.type}")
         if self.size == 1:
             return model
         on_gpu = self.device.type == "cuda"
@@ -255,6 +250,11 @@ def memory_hint(way_out: str) -> Iterator[None]:
 def describe_device(device: torch.device) -> str:
     """The device in words, for provenance."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def native_bf16() -> bool:
+    """Whether the GPU computes in bf16 itself."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

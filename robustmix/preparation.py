@@ -12,10 +12,11 @@ from torch import nn
 
 from robustmix._version import __version__
 from robustmix.checkpoints import load_state
-from robustmix.data import Dataset, check_augment, load_data
-from robustmix.device import Team, describe_device
+from robustmix.data import Dataset, TensorSplit, check_augment, load_data
+from robustmix.device import Team, describe_device, native_bf16
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.models import SMALLEST_SIDE, check_drop, check_layers, check_packaged
+from robustmix.progress import say
 from robustmix.spec.names import MODELS
 from robustmix.spec.recipe import Recipe
 from robustmix.store.runs import (
@@ -55,7 +56,7 @@ class Task:
     finished: Run | None
     anew: bool
 
-    def facts(self, model: nn.Module, team: Team) -> RunFacts:
+    def facts(self, model: nn.Module, team: Team, *, compiled: bool) -> RunFacts:
         """What holds while it is trained."""
         device = describe_device(team.device)
         return RunFacts(
@@ -68,6 +69,7 @@ class Task:
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             device=device if team.size == 1 else f"{team.size} x {device}",
             threads=torch.get_num_threads(),
+            compiled=compiled,
             robustmix=__version__,
             torch=torch.__version__,
         )
@@ -152,7 +154,18 @@ def _check_fit(recipe: Recipe, data: Dataset, team: Team) -> None:
     if recipe.model not in MODELS:
         check_packaged(recipe.model, data.shape[0])
     check_drop(recipe.model, recipe.dropped)
+    if recipe.method == "manifold" and recipe.model not in MODELS:
+        raise SpecError(
+            f"method manifold mixes hidden states, which {recipe.model} does not offer: choose method mixup, or a "
+            f"model of {', '.join(MODELS)}"
+        )
     check_layers(recipe.model, recipe.stages)
+    if recipe.sync_batch_norm and team.device.type != "cuda":
+        raise SpecError(f"--sync-batch-norm works on GPUs only, not on {team.device.type}")
+    if recipe.precision == "bf16" and team.device.type == "cuda" and not native_bf16():
+        say(f"bf16 is emulated on {describe_device(team.device)}: --precision fp16 is faster")
+    if recipe.nearest is not None:
+        _check_nearest(recipe, data)
     check_augment(recipe.augment, data.train)
     if recipe.warmup >= recipe.epochs:
         raise SpecError(f"--warmup {recipe.warmup} leaves nothing of {recipe.epochs} epochs")
@@ -165,6 +178,16 @@ def _check_fit(recipe: Recipe, data: Dataset, team: Team) -> None:
             f"undefined: choose another --batch-size than {recipe.batch_size} for {len(data.train)} training examples, "
             "or another --limit"
         )
+
+
+def _check_nearest(recipe: Recipe, data: Dataset) -> None:
+    if not isinstance(data.train, TensorSplit):
+        raise SpecError(f"--nearest {recipe.nearest} needs images in memory, but those of {data.spec} are streamed")
+    sizes = data.train.labels.bincount() if recipe.same_class else torch.tensor([len(data.train)])
+    fewest = int(sizes[sizes > 0].min())
+    if recipe.nearest is not None and recipe.nearest >= fewest:
+        among = f"a class of {fewest}" if recipe.same_class else str(fewest)
+        raise SpecError(f"--nearest {recipe.nearest} is too many among {among} training examples: at most {fewest - 1}")
 
 
 def _resumable(folder: Path, recipe: Recipe, digest: str) -> bool:

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,22 +24,27 @@ TAGS: Final = (
 )
 
 
+def check_tensorboard() -> None:
+    """Refuse event files where TensorBoard is missing.
+
+    Raises:
+        SpecError: it is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise SpecError("--tensorboard needs the package tensorboard: pip install robustmix[tensorboard]")
+
+
 class Scalars:
     """Event files of one run, written anew from its history whenever its training goes on.
 
     Args:
         folder: of the run.
         history: of the epochs that have finished.
-
-    Raises:
-        SpecError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise SpecError("--tensorboard needs the package tensorboard: pip install robustmix[tensorboard]") from None
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
         self._writer = SummaryWriter(str(folder / FOLDER))
         for row in history:

@@ -30,7 +30,7 @@ class Trainee:
         scaler: of the loss, for fp16; does nothing otherwise.
         history: a row per finished epoch.
         step: steps done of the epoch that has begun.
-        totals: float64 [2], loss and right predictions (as mixed) of these steps, summed over examples.
+        totals: float32 [2], loss and right predictions (as mixed) of these steps, summed over examples.
     """
 
     model: Classifier
@@ -38,7 +38,12 @@ class Trainee:
     scaler: torch.amp.GradScaler
     history: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    totals: Tensor = field(default_factory=lambda: torch.zeros(2))
+
+    @property
+    def done(self) -> tuple[int, int]:
+        """Finished epochs, and steps of the next one."""
+        return len(self.history), self.step
 
     def save(self, folder: Path, recipe: Recipe, digest: str) -> None:
         """Write everything that `resume` needs into one atomic file."""
@@ -81,9 +86,10 @@ class Trainee:
 def begin(recipe: Recipe, data: Dataset, team: Team) -> Trainee:
     """A network with fresh weights from the recipe's seed, the same in every process."""
     spec = ModelSpec(name=recipe.model, width=recipe.width, classes=data.classes, shape=data.shape)
+    statistics = team.in_turn(data.train.channel_statistics)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(recipe.seed, Stream.INIT).integers(2**63)))
-        model = build(spec, *data.train.channel_statistics(), recipe.dropped)
+        model = build(spec, *statistics, recipe.dropped)
     model = model.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = SGD(
         model.parameters(),

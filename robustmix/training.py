@@ -19,7 +19,7 @@ from robustmix.attacks.victim import Victim
 from robustmix.checkpoints import save_model
 from robustmix.data import Augmentation, Dataset, Share, Split
 from robustmix.device import Team, autocast, launch, memory_hint, synchronize
-from robustmix.errors import EvaluationError
+from robustmix.errors import EvaluationError, StoreError
 from robustmix.mixing import (
     Mix,
     add_noise,
@@ -33,7 +33,7 @@ from robustmix.mixing import (
 from robustmix.preparation import Task, default_name, prepare
 from robustmix.progress import Progress, say
 from robustmix.rng import Stream, generator
-from robustmix.scalars import Scalars
+from robustmix.scalars import Scalars, check_tensorboard
 from robustmix.spec.attack import PGD_STRIDE, Course
 from robustmix.spec.names import Device
 from robustmix.spec.recipe import Recipe
@@ -43,8 +43,10 @@ from robustmix.trainee import Trainee, begin, learning_rate
 from robustmix.units import to_pixels
 
 EVALUATION_BATCH: Final = 512
-# Epochs that take hours are saved on the way, too.
-SAVE_EVERY: Final = 500
+EVALUATION_PIXELS: Final = 2**23
+# Long epochs are saved on the way, too: steps between two looks at the clock, seconds between two saves.
+LOOK_EVERY: Final = 20
+SAVE_EVERY_S: Final = 120.0
 
 
 def train(
@@ -87,6 +89,8 @@ def train(
     team = team or launch(device)
     name = default_name(recipe) if name is None else name
     place = Workspace.find(workspace)
+    if tensorboard:
+        check_tensorboard()
     task = prepare(recipe, name, place, team, data_root=data_root, stream=stream, workers=workers, overwrite=overwrite)
     if not task.finished:
         smaller = f"a smaller --batch-size than {task.recipe.batch_size}, --precision bf16, or a smaller network"
@@ -118,7 +122,9 @@ def _train(task: Task, team: Team, *, compiled: bool, tensorboard: bool) -> None
     held_out = {"val": data.val.to(device) if data.val else None, "test": data.test.to(device)}
     trainee = begin(recipe, data, team)
     trainee.resume(folder, recipe, task.digest)
-    model, history, facts = trainee.model, trainee.history, task.facts(trainee.model, team)
+    if team.share(trainee.done) != trainee.done:
+        raise StoreError(f"process {team.rank} does not see what process 0 wrote into {folder}, which all must see")
+    model, history, facts = trainee.model, trainee.history, task.facts(trainee.model, team, compiled=compiled)
     network = cast(nn.Module, torch.compile(model)) if compiled else model
     learner = team.learner(network, sync_batch_norm=recipe.sync_batch_norm)
     loop = _Loop(task, team, trainee, network, learner, split, _neighbours(recipe, split, device))
@@ -130,7 +136,7 @@ def _train(task: Task, team: Team, *, compiled: bool, tensorboard: bool) -> None
             row |= _measured(half, network, examples, team)
         row |= _measured_training(network, split, data.corrupted, team, last=epoch + 1 == recipe.epochs)
         history.append(row)
-        trainee.step, trainee.totals = 0, torch.zeros(2, dtype=torch.float64)
+        trainee.step, trainee.totals = 0, torch.zeros(2)
         if team.rank == 0:
             trainee.save(folder, recipe, task.digest)
             write_history(folder, history, facts)
@@ -153,7 +159,8 @@ def _epoch(loop: _Loop, epoch: int) -> dict[str, float]:
     recipe, data, folder = loop.task.recipe, loop.task.data, loop.task.folder
     team, trainee, split, device = loop.team, loop.trainee, loop.split, loop.team.device
     optimiser, scaler = trainee.optimiser, trainee.scaler
-    begun, first, steps = time.perf_counter(), trainee.step, math.ceil(len(split) / recipe.batch_size)
+    begun = saved = time.perf_counter()
+    first, steps = trainee.step, math.ceil(len(split) / recipe.batch_size)
     totals = (trainee.totals / team.size).to(device)
     planned, ahead = tee(planned_steps(recipe, data, epoch, first, team, loop.neighbours))
     augmentation = Augmentation(recipe.augment, recipe.seed, epoch)
@@ -178,18 +185,20 @@ def _epoch(loop: _Loop, epoch: int) -> dict[str, float]:
             totals += torch.stack([loss.detach() * (step.size / team.size), right])
             seen = step.number * recipe.batch_size + step.size
             progress.advance(step.size, _note(totals, seen * own) if progress.due else "")
-            if seen < len(split) and (step.number + 1) % SAVE_EVERY == 0:
+            look = (step.number + 1) % LOOK_EVERY == 0 and seen < len(split)
+            if look and team.share(time.perf_counter() - saved >= SAVE_EVERY_S):
                 trainee.step, trainee.totals = step.number + 1, team.sum(totals)
-                totals = (trainee.totals / team.size).to(device)
                 team.share_buffers(trainee.model)
                 if team.rank == 0:
                     trainee.save(folder, recipe, loop.task.digest)
+                saved = time.perf_counter()
     synchronize(device)
     seconds = time.perf_counter() - begun
     loss_sum, right_sum = team.sum(totals).tolist()
     if not math.isfinite(loss_sum):
         raise EvaluationError(
-            f"run {folder.name!r}: the training loss is {loss_sum} in epoch {epoch + 1}; lower --lr (now {recipe.lr})"
+            f"run {folder.name!r}: the training loss is {loss_sum} in epoch {epoch + 1}; lower --lr (now {recipe.lr}), "
+            "and give --overwrite if epochs have finished"
         )
     return {
         "lr": lr,
@@ -286,7 +295,8 @@ def losses(model: nn.Module, split: Split, team: Team) -> tuple[Tensor, Tensor]:
     """
     training = model.training
     model.eval()
-    parts = torch.arange(len(split)).split(EVALUATION_BATCH)
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // math.prod(split.shape[-2:])))
+    parts = torch.arange(len(split)).split(size)
     own = parts[team.rank :: team.size]
     found = torch.zeros(2, len(split))
     with torch.inference_mode():
@@ -366,7 +376,8 @@ class _Autocast(nn.Module):
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self.precision = model, recipe.precision
+        # fp16 needs its loss scaled, or small gradients vanish and their signs with them.
+        self.model, self.precision = model, "32" if recipe.precision == "fp16" else recipe.precision
 
     def forward(self, x: Tensor) -> Tensor:
         with autocast(x.device, self.precision):

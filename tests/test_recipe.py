@@ -18,11 +18,13 @@ from robustmix.spec.names import DROPS, METHODS, MODELS
 from robustmix.spec.recipe import (
     DATA_DEFAULTS,
     FIELDS_OF_METHODS,
+    NEEDS,
     PUBLISHED_WIDTHS,
     Law,
     Recipe,
     load_recipe,
     load_recipe_fields,
+    on_top,
     parse_law,
     read_recipe,
     shipped_recipes,
@@ -83,11 +85,17 @@ def method_for(field: str) -> str:
     return min(APPLIES.get(field, {"mixup"}) - {"manifold"} or {"manifold"})
 
 
+def beside(field: str) -> dict[str, Any]:
+    """What a recipe must have for the field to mean anything."""
+    needed = NEEDS.get(field)
+    return {"method": method_for(field), **({needed: OTHER[needed]} if needed else {})}
+
+
 def changed(field: str) -> Recipe:
     """A recipe with one field changed, for a method that has it."""
     if field == "method":
         return Recipe(method="cutmix")
-    return Recipe.model_validate({"method": method_for(field), field: OTHER[field]})
+    return Recipe.model_validate({**beside(field), field: OTHER[field]})
 
 
 def test_the_table_above_covers_every_field() -> None:
@@ -278,7 +286,9 @@ def test_epochs_after_which_the_learning_rate_falls(fields: dict[str, Any], epoc
     [
         ({}, "erm"),
         ({"method": "mixup", "alpha": 0.2}, "mixup"),
-        ({"weight_decay": 5e-4, "drop": "dropout:0.3"}, "erm"),
+        ({"weight_decay": 5e-4}, "erm"),
+        ({"drop": "dropout:0.25"}, "erm+dropout-0.25"),
+        ({"method": "mixup", "drop": "stochastic_depth:.5", "noise": 0.1}, "mixup+stochastic-depth-0.5+noise-0.1"),
         ({"label_smoothing": 0.1}, "erm+smoothing-0.1"),
         ({"noise": 0.05}, "erm+noise-0.05"),
         ({"adversarial_eps": 8}, "erm+pgd-8"),
@@ -336,7 +346,7 @@ def test_differences_name_field_and_both_values() -> None:
 
 @pytest.mark.parametrize("field", OTHER)
 def test_every_difference_is_seen(field: str) -> None:
-    (difference,) = Recipe.model_validate({"method": method_for(field)}).differences(changed(field))
+    (difference,) = Recipe.model_validate(beside(field)).differences(changed(field))
     assert difference.startswith(f"{field} ")
 
 
@@ -499,7 +509,7 @@ def test_field_may_wait_for_a_method_but_not_for_ever() -> None:
     for field in APPLIES:
         shared = load_recipe_fields({field: OTHER[field]})
         given = shared.model_dump(exclude_unset=True)
-        assert getattr(load_recipe_fields({**given, "method": method_for(field)}), field) == OTHER[field]
+        assert getattr(load_recipe_fields({**given, **beside(field)}), field) == OTHER[field]
         with pytest.raises(SpecError, match=f"{field} does not apply to method 'erm'"):
             shared.resolved("digits")
 
@@ -665,3 +675,38 @@ def test_schedule_of_zhangs_imagenet_rises_from_a_tenth_to_four_tenths_and_falls
     falls = [epoch for epoch in range(6, 90) if rates[epoch] < rates[epoch - 1]]
     assert falls == [30, 60, 80]
     assert rates[89] == pytest.approx(0.0004)
+
+
+@pytest.mark.parametrize(
+    ("base", "fields", "expected"),
+    [
+        ({"alpha": 1.0}, {"lam": "0.5"}, {"lam": "0.5"}),
+        ({"lam": "uniform:0,1"}, {"alpha": 0.4}, {"alpha": 0.4}),
+        ({"milestones": "30,60"}, {"schedule": "cosine"}, {"schedule": "cosine"}),
+        ({"epochs": 90, "milestones": "30,60,80"}, {"epochs": 9}, {"epochs": 9, "milestones": "3,6,8"}),
+        ({"epochs": 90, "milestones": "30,60,80"}, {"epochs": 2}, {"epochs": 2, "milestones": "1"}),
+        ({"epochs": 90, "milestones": "30,60,80"}, {"epochs": 1}, {"epochs": 1}),
+        ({"epochs": 90, "milestones": "30"}, {"epochs": 9, "milestones": "1"}, {"epochs": 9, "milestones": "1"}),
+    ],
+)
+def test_what_stands_on_top_replaces_what_it_leaves_no_room_for(
+    base: dict[str, Any], fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert on_top(base, fields) == expected
+
+
+def test_milestones_beyond_the_last_epoch_are_refused() -> None:
+    with pytest.raises(SpecError, match="milestones 30,60 reach beyond the last of 60 epochs"):
+        load_recipe_fields({"epochs": 60, "milestones": "30,60"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "erm", "adversarial_steps": 3}, "adversarial_steps does nothing without adversarial_eps"),
+        ({"method": "erm", "warmup_lr": 0.01}, "warmup_lr does nothing without warmup"),
+    ],
+)
+def test_a_field_without_the_one_that_it_belongs_to_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        load_recipe_fields(fields)

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY, environment, run, start, stop_when, tiny_flags
 from torch import nn
@@ -197,7 +199,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, saves: int, recipe: Recipe, works
 def test_a_long_epoch_is_resumed_from_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(method="mixup", augment="crop", **TINY)
     robustmix.train(recipe, name="whole", workspace=tmp_path)
-    monkeypatch.setattr(training, "SAVE_EVERY", 4)
+    monkeypatch.setattr(training, "LOOK_EVERY", 4)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
     interrupt(monkeypatch, 7, recipe, tmp_path)  # 15 steps: three saves on the way and one at the end of each epoch
     state = load_state(tmp_path / "runs/parts/state.ckpt")
     assert (len(state["history"]), state["step"]) == (1, 12)
@@ -352,13 +355,40 @@ def test_a_diverging_run_is_an_error_and_writes_no_model(tmp_path: Path) -> None
     assert lower.finished
 
 
-def test_hidden_layers_of_other_packages_are_not_mixed(tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     images, labels = np.zeros((8, 8, 8, 3), dtype=np.uint8), np.arange(8) % 2
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    recipe = Recipe(data=f"npz:{tmp_path}/d.npz", method="manifold", model="torchvision:resnet18")
-    with pytest.raises(SpecError, match=r"layer 2 of torchvision:resnet18 cannot be mixed"):
-        robustmix.train(recipe, name="x", workspace=tmp_path)
+    for fields, said in (
+        ({"method": "manifold", "model": "torchvision:resnet18"}, "which torchvision:resnet18 does not offer: choose"),
+        ({"method": "manifold", "model": "wrn28_10", "layers": "5"}, "layer 5 of wrn28_10 cannot be mixed"),
+        ({"sync_batch_norm": True}, "--sync-batch-norm works on GPUs only, not on cpu"),
+        ({"method": "mixup", "nearest": 8}, "--nearest 8 is too many among 8 training examples: at most 7"),
+        ({"method": "mixup", "nearest": 4, "same_class": True}, "too many among a class of 4 training examples"),
+        ({"model": "vgg11", "drop": "swapout:0.5"}, "drop swapout does not apply to vgg11"),
+        ({"augment": "resized-crop-flip"}, "--augment resized-crop-flip does not apply"),
+        ({"warmup": 20}, "--warmup 20 leaves nothing of 20 epochs"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(said)):
+            robustmix.train(Recipe(data=f"npz:{tmp_path}/d.npz", **fields), name="x", workspace=tmp_path)
+        assert not (tmp_path / "runs").exists()
+
+
+def test_streamed_images_train_the_same_but_have_no_neighbours(tmp_path: Path) -> None:
+    for half in ("train", "test"):
+        for name in "ab":
+            folder = tmp_path / "images" / half / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (8, 8), (60 * number, 0, ord(name))).save(folder / f"{number}.png")
+    recipe = Recipe(data=f"folder:{tmp_path}/images", method="mixup", nearest=2)
+    with pytest.raises(SpecError, match=r"needs images in memory, but those of .* are streamed"):
+        robustmix.train(recipe, name="x", workspace=tmp_path, stream=True)
     assert not (tmp_path / "runs").exists()
+    fields = {**TINY, "limit": None, "epochs": 1, "batch_size": 4}
+    recipe = Recipe(data=f"folder:{tmp_path}/images", method="mixup", augment="crop-flip", **fields)
+    for name, stream in (("streamed", True), ("kept", False)):
+        robustmix.train(recipe, name=name, workspace=tmp_path, stream=stream, workers=int(stream))
+    assert weights(tmp_path, "streamed") == weights(tmp_path, "kept")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

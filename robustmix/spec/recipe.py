@@ -86,6 +86,8 @@ FIELDS_OF_METHODS: Final[dict[str, frozenset[Method]]] = {
     "layers": frozenset({"manifold"}),
     "rate": frozenset({"disturblabel", "patchshuffle"}),
 }
+# What means nothing without another field.
+NEEDS: Final = {"adversarial_steps": "adversarial_eps", "warmup_lr": "warmup"}
 STAGES: Final = 5
 # Verma et al. 2019 mix the input or what the first or second group of blocks makes of it; our stage 1 is the stem.
 VERMA_LAYERS: Final = "0,2,3"
@@ -133,11 +135,13 @@ class Recipe(Spec):
     """One training run. A field that is not set takes the default of the data set (`resolved`).
 
     Attributes:
-        data: the data set, as `robustmix.load_data` takes it.
+        data: the data set: digits, mnist, fashion_mnist, svhn, cifar10, cifar100, imagenet:PATH, folder:NAME_OR_PATH or
+            npz:PATH.
         limit: use N training examples only, of all classes alike.
         label_noise: share of the training labels that are replaced by a class drawn from all of them.
         val: examples carved out of the training set for validation.
-        model: the network: a name, ``torchvision:NAME`` or ``timm:NAME``.
+        model: the network: preact_resnet18, preact_resnet34, preact_resnet50, resnet18, wrn28_10, densenet_bc100,
+            densenet_bc190, resnext29_8x64d, vgg11, lenet, torchvision:NAME or timm:NAME.
         width: channels of the first stage (DenseNet: growth rate; ResNeXt: channels per group); the published one on
             CIFAR, else 16 or the published one if that is smaller.
         drop: what the network drops at random in training, as ``dropout:0.3``: ``dropout``, ``dropconnect``,
@@ -264,8 +268,11 @@ class Recipe(Spec):
                 if getattr(self, name) != type(self).model_fields[name].default and self.method not in methods:
                     named = " or ".join(repr(method) for method in METHODS if method in methods)
                     raise ValueError(f"{name} does not apply to method {self.method!r}; choose method {named}")
+            for name, needed in NEEDS.items():
+                if getattr(self, name) != type(self).model_fields[name].default and not getattr(self, needed):
+                    raise ValueError(f"{name} does nothing without {needed}: give both or neither")
         if self.method == "manifold" and self.nearest and self.layers != "0":
-            raise ValueError("nearest does not apply to hidden layers: neighbours are not part of the batch")
+            raise ValueError("nearest does not apply to hidden layers: choose layers 0 or method 'mixup'")
         idle = {
             "lam_labels": self.lam_labels is not None and self.mix != "both",
             "correct_lam": self.correct_lam and (self.mix == "inputs" or self.lam_labels is not None),
@@ -310,7 +317,9 @@ class Recipe(Spec):
     @property
     def training(self) -> str:
         """The method together with what else makes a network another kind of network, for results and reports."""
+        kind, rate = self.dropped or ("", 0.0)
         extras = {
+            kind.replace("_", "-"): rate,
             "smoothing": self.label_smoothing,
             "noise": self.noise,
             "pgd": self.adversarial_eps,
@@ -381,7 +390,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise SpecError(f"{path}: cannot be read: {error}") from None
+            raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     elif path.suffix == ".toml":
         values = read_toml(path)
     else:
@@ -406,9 +415,11 @@ def on_top(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]
             kept.pop(other, None)
     if kept.get("milestones") and fields.get("schedule", "step") != "step":
         kept.pop("milestones")
-    if kept.get("milestones") and "epochs" in fields and "epochs" in kept:
-        shares = (int(part) / kept["epochs"] for part in kept["milestones"].split(","))
-        kept["milestones"] = ",".join(str(math.floor(share * fields["epochs"])) for share in shares)
+    if kept.get("milestones") and not fields.get("milestones") and "epochs" in fields and "epochs" in kept:
+        old, new = kept["epochs"], fields["epochs"]
+        scaled = (-(-int(part) * new // old) for part in kept.pop("milestones").split(","))
+        if within := sorted({epoch for epoch in scaled if epoch < new}):
+            kept["milestones"] = ",".join(map(str, within))
     return {**kept, **fields}
 
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from robustmix.errors import SpecError
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec
 from robustmix.spec.names import check_name, unknown
-from robustmix.spec.recipe import FIELDS_OF_METHODS, Recipe, load_recipe_fields, on_top, read_recipe
+from robustmix.spec.recipe import FIELDS_OF_METHODS, NEEDS, Recipe, load_recipe_fields, on_top, read_recipe
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.units import Budget, format_budget
 
@@ -130,7 +130,8 @@ class Suite(Spec):
             top = {
                 key: value
                 for key, value in (changes or {}).items()
-                if key not in FIELDS_OF_METHODS or method in FIELDS_OF_METHODS[key]
+                if (key not in FIELDS_OF_METHODS or method in FIELDS_OF_METHODS[key])
+                and (key not in NEEDS or NEEDS[key] in {**fields, **(changes or {})})
             }
             for seed in seeds:
                 recipes[f"{name}{seed}"] = load_recipe_fields({**on_top(fields, top), "seed": seed}, where)

@@ -42,6 +42,7 @@ class RunFacts:
         threads: of the CPU.
         robustmix: version.
         torch: version.
+        compiled: whether it was trained by torch.compile, at the end.
         imported_from: name and SHA-256 of the file that the weights came in, if another program trained them: then the
             recipe and the training examples are what was said of them, and the only figures are those measured here.
         imported_by: the command that imported it.
@@ -58,6 +59,7 @@ class RunFacts:
     threads: int
     robustmix: str
     torch: str
+    compiled: bool = False
     imported_from: str | None = None
     imported_by: str | None = None
 
