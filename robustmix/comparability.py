@@ -30,6 +30,8 @@ _MODELS: Final = {"resnext298x64d": "resnext298x64"}
 _NORMS: Final = {"inf": "linf"}
 # What publications call a method together with what `Recipe.training` adds to it, without the amount.
 _TRAINED: Final = {
+    ("erm", "dropout"): "dropout",
+    ("mixup", "dropout"): "mixup-dropout",
     ("erm", "smoothing"): "label-smoothing",
     ("erm", "noise"): "gaussian-noise",
     ("erm", "pgd"): "pgd-at",

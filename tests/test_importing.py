@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from foreign_nets import at_home, basic, preact
 from test_saved import Trap
+from test_weights import itself, nested
 from torch import Tensor, nn
 
 from robustmix import Recipe, load_data, load_model, progress
@@ -186,6 +188,9 @@ def test_imported_run_is_attacked_listed_and_reported(ckpt: Path, call: Any, tmp
     assert call("report", "page", "--quiet").code == 0
     page = (tmp_path / "reports/page/index.html").read_text()
     assert "zhang3" in page
+    assert "preact_resnet18 of width 2, trained for an unknown number of epochs." in page
+    (run, *_) = json.loads((tmp_path / "reports/page/evidence.json").read_text())["runs"]
+    assert run["recipe"] == {"data": "digits", "model": "preact_resnet18", "width": 2, "method": "mixup", "seed": 3}
     command = read_run(place, "zhang3").command
     assert command == f"robustmix import ckpt.t7 --name zhang3 {options}"
     refused = call("train", "--name", "zhang3", "--method", "mixup", "--seed", "3", "--width", "2", "--epochs", "1")
@@ -204,6 +209,16 @@ def test_hostile_pickle_ends_with_code_2_and_one_line(call: Any, tmp_path: Path)
         assert line.startswith("robustmix: error: ckpt.t7: refused: its pickle mentions '")
         assert ".mkdir'" in line
         assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.t7"]
+
+
+@pytest.mark.parametrize("write", [itself, partial(nested, 3000)])
+def test_dictionaries_without_end_are_one_line(call: Any, tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "ckpt.t7")
+    options = "--name x --model preact_resnet18 --data digits --method erm --normalize none"
+    done = call("import", "ckpt.t7", *options.split())
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith("robustmix: error: ckpt.t7 holds no state dict within 8 of ")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training on the page: curves, what is unusual about a run, kinds of runs that must never be taken for one another."""
 
+import json
 import math
 import re
 from html import unescape
@@ -21,7 +22,7 @@ from robustmix.report.robustness import breaking_tables
 from robustmix.report.text import UNUSUAL, also, method_name, unusual
 from robustmix.report.words import answers, warnings
 from robustmix.spec.names import METHODS
-from robustmix.spec.recipe import Recipe
+from robustmix.spec.recipe import Recipe, read_recipe
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.spec.validation import validate
 from robustmix.store.cells import clean_identity, write_cell
@@ -204,9 +205,9 @@ def test_corrupted_labels_stand_beside_as_many_corrupted_labels_only(tmp_path: P
 
 def test_other_ways_to_draw_lambda_are_a_reason(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
-    add(place, "mixup1", {"method": "mixup", "lam": "uniform:0.5,1", "drop": "dropout:0.3"})
+    add(place, "mixup1", {"method": "mixup", "lam": "uniform:0.5,1", "nesterov": True})
     text = " ".join(page_of(report(place)).text.split())
-    assert "trained with dropout:0.3 and lambda from uniform:0.5,1" in text
+    assert "trained with lambda from uniform:0.5,1 and Nesterov" in text
 
 
 def test_imported_network_is_not_said_to_have_been_trained_here(tmp_path: Path) -> None:
@@ -218,11 +219,96 @@ def test_imported_network_is_not_said_to_have_been_trained_here(tmp_path: Path) 
     folder = report(place)
     page = page_of(folder)
     header, rows = page.table("as they ended")
-    assert dict(zip(header, rows, strict=True))["Epochs"] == "200"
+    told = dict(zip(header, rows, strict=True))
+    assert told["Epochs"] == "200"
+    # The recipe of this run says everything; that of the next test only what somebody said.
+    assert (told["lr"], told["Images"]) == ("0.1", "–")
     assert "imported from theirs.pt, SHA-256 abc" in page.text
     assert command in [" ".join(item.split()) for item in page.items]
     assert any("trained for 200 epochs" in text for text in warnings(Material.read(folder)))
     assert [drawing.title for drawing in training_curves(Material.read(folder))] == ["Test error by epoch"]
+
+
+def test_nothing_is_made_up_of_what_nobody_said_at_an_import(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    nan = dict.fromkeys(("lr", "train_loss", "train_error_mixed", "train_error", "val_error", "seconds"), math.nan)
+    rows = [{**nan, "epoch": 0, "test_error": 0.05, "test_loss": 0.2}]
+    add(place, "theirs1", {"model": "preact_resnet18"}, rows, imported_from="theirs.pt, SHA-256 abc")
+    said = {"data": "cifar10", "model": "preact_resnet18", "width": 64, "method": "erm"}
+    (place.run("theirs1") / "recipe.json").write_text(json.dumps(said))
+    folder = report(place)
+    page = page_of(folder)
+    told = dict(zip(*page.table("as they ended"), strict=True))
+    assert {key for key, value in told.items() if value == "–"} == {
+        *("alpha", "Epochs", "Training error", "… as mixed", "Images", "Batch", "lr", "Schedule", "Decay", "Augment")
+    }
+    assert (told["Test error"], told["Width"], told["Parameters"]) == ("5.0 %", "64", "700,506")
+    header, row_of_run = page.table("Where each run comes from")
+    origin = dict(zip(header, row_of_run, strict=True))
+    assert (origin["Recipe"], origin["Seed"], origin["Trained on"]) == (
+        "–",
+        "–",
+        "imported from theirs.pt, SHA-256 abc",
+    )
+    material = Material.read(folder)
+    assert warnings(material) == [
+        "theirs1 is preact_resnet18 of width 64, trained for an unknown number of epochs.",
+        "theirs1 was trained by another program: nobody has checked what is said of it.",
+    ]
+    assert training_curves(material) == []
+    assert not re.search(r"\b[01] epochs|20 epochs|50,000 (training|images)", " ".join(page.text.split()))
+    # Beside a published figure nothing that nobody said is a reason, nor makes the two the same experiment.
+    (_, compared) = page.table("figure 3a (first")
+    assert compared[6] == "same design"
+    for word in ("learning rate", "batch size", "weight decay", "epoch", "alpha", "training examples"):
+        assert word not in compared[7]
+    assert not any("table 5" in caption for caption in page.tables)  # whose rows are told apart by the weight decay
+
+
+def test_dropout_stands_beside_its_own_figures(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    base = {**read_recipe("zhang-noise-20"), "epochs": 2}
+    add(place, "drop1", {**base, "drop": "dropout:0.7"})
+    add(place, "less1", {**base, "drop": "dropout:0.5"})
+    add(place, "depth1", {**base, "drop": "stochastic_depth:0.7"})
+    add(place, "both1", {**base, "method": "mixup", "alpha": 8, "drop": "dropout:0.3"})
+    add(place, "clean1", {"drop": "dropout:0.7"})
+    folder = report(place)
+    page = page_of(folder)
+    rows = page.table("corrupted labels")[1:]
+    assert [(row[1], row[2], row[4]) for row in rows] == [
+        ("dropout", "drop1", "8.8 % T"),
+        ("dropout", "drop1", "10.4 % T"),
+        ("mixup-dropout", "both1", "6.2 % 2"),
+        ("mixup-dropout", "both1", "6.2 % 2"),
+    ]
+    assert {row[6] for row in rows} == {"same design"}
+    assert "dropout 0" not in " ".join(row[7] for row in rows)
+    assert not any("figure 3a" in caption for caption in page.tables)
+    material = Material.read(folder)
+    assert set(material.families) == {
+        "ERM, dropout 0.7, label noise 0.2",
+        "ERM, dropout 0.5, label noise 0.2",
+        "ERM, stochastic depth 0.7, label noise 0.2",
+        "mixup, dropout 0.3, label noise 0.2",
+        "ERM, dropout 0.7",
+    }
+    assert material.base == []
+    assert page.table("as they ended")[1][:3] == ["both1", "mixup", "dropout 0.3, 20 % of the labels at random"]
+
+
+def test_means_over_seeds(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    for seed, error in ((1, 0.1), (2, 0.25), (3, 0.4)):
+        add(place, f"erm{seed}", {"seed": seed}, [row(1, test_error=0.9), row(2, test_error=error)])
+    add(place, "mixup1", {"method": "mixup", "seed": 1})
+    header, *rows = page_of(report(place)).table("over the seeds")
+    assert header == ["Runs of", "Runs", "Mean", "Smallest", "Largest"]
+    assert rows == [["ERM", "3", "25.0 %", "10.0 %", "40.0 %"]]
+
+
+def test_single_seeds_have_no_means(trained: Path) -> None:
+    assert not any("over the seeds" in caption for caption in page_of(trained).tables)
 
 
 # ---- words -------------------------------------------------------------------------------------------------
@@ -235,6 +321,8 @@ def test_imported_network_is_not_said_to_have_been_trained_here(tmp_path: Path) 
         ("mixup-hv", "mixup-hv"),
         ("erm+smoothing-0.1", "ERM, label smoothing 0.1"),
         ("mixup+noise-1e-05", "mixup, noise 1e-05"),
+        ("erm+dropout-0.25", "ERM, dropout 0.25"),
+        ("erm+stochastic-depth-0.5+smoothing-0.1", "ERM, stochastic depth 0.5, label smoothing 0.1"),
         ("erm+pgd-8", "ERM, PGD training at 8/255"),
         ("erm+label-noise-0.2", "ERM, label noise 0.2"),
         ("cutmix+noise-0.1+pgd-4+label-noise-0.5", "cutmix, noise 0.1, PGD training at 4/255, label noise 0.5"),
@@ -254,6 +342,10 @@ def test_ways_of_training_have_names(training: str, name: str) -> None:
         ("erm+pgd-8", "pgd-at"),
         ("mixup+pgd-0.5", "pgd-at-mixup"),
         ("erm+label-noise-0.2", "erm"),
+        ("erm+dropout-0.7", "dropout"),
+        ("erm+dropout-0.7+label-noise-0.2", "dropout"),
+        ("mixup+dropout-0.3+label-noise-0.2", "mixup-dropout"),
+        ("erm+stochastic-depth-0.5", "erm+stochastic-depth-0.5"),
         ("erm+smoothing-0.1+label-noise-0.2", "label-smoothing"),
         ("mixup+smoothing-0.1", "mixup+smoothing-0.1"),
         ("erm+smoothing-0.1+pgd-8", "erm+smoothing-0.1+pgd-8"),
@@ -265,7 +357,7 @@ def test_what_publications_call_a_way_of_training(training: str, method: str) ->
 
 def test_names_of_publications_are_real() -> None:
     known = {figure.method for figure in figures()}
-    assert {"label-smoothing", "gaussian-noise", "pgd-at", "pgd-at-mixup"} <= known
+    assert {"label-smoothing", "gaussian-noise", "pgd-at", "pgd-at-mixup", "dropout", "mixup-dropout"} <= known
     experiments = {figure.experiment for figure in figures()}
     assert {*CLEAN_EXPERIMENTS, *ABLATIONS} <= experiments
 
@@ -300,14 +392,15 @@ def test_everything_unusual_is_said() -> None:
         label_smoothing=0.1, noise=0.05, adversarial_eps=8, label_noise=0.2, milestones="3,4", warmup=5, warmup_lr=0.1,
     )  # fmt: skip
     assert unusual(recipe) == [
-        "swapout:0.2", "lambda from uniform:0.5,1", "lambda per example", "the labels' lambda from 0.5",
+        "lambda from uniform:0.5,1", "lambda per example", "the labels' lambda from 0.5",
         "partners of the same class", "partners among the 5 nearest", "momentum 0.8", "Nesterov",
         "fp16", "batch norm over all devices", "5,000 images held out",
     ]  # fmt: skip
     assert unusual(Recipe(method="mixup", mix="labels")) == ["only labels mixed"]
     assert unusual(Recipe(method="mixup-h", correct_lam=True)) == ["labels by the share of pixels"]
     named = [text.replace("\N{NO-BREAK SPACE}", " ") for text in also(recipe)]
-    assert named[:4] == [
+    assert named[:5] == [
+        "swapout 0.2",
         *("label smoothing 0.1", "Gaussian noise 0.05", "PGD training at 8/255 in 10 steps"),
         "20 % of the labels at random",
     ]
@@ -319,7 +412,7 @@ def test_no_field_of_a_recipe_is_left_unsaid() -> None:
     """Every field has a column of the table, stands in `also`, or is one of those that both leave out on purpose."""
     columns = {"method", "alpha", "seed", "model", "width", "epochs", "batch_size", "lr", "schedule", "weight_decay"}
     columns |= {"augment", "limit"}  # a limit shows in the number of images
-    in_also = {"label_smoothing", "noise", "adversarial_eps", "adversarial_steps", "label_noise", "milestones"}
+    in_also = {"drop", "label_smoothing", "noise", "adversarial_eps", "adversarial_steps", "label_noise", "milestones"}
     in_also |= {"warmup", "warmup_lr", *UNUSUAL}
     assert columns | in_also | {"data"} == set(Recipe.model_fields)
     assert not columns & in_also
@@ -360,19 +453,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on a run with validation examples, and one of an older robustmix without several columns."""
     place = Workspace(tmp_path_factory.mktemp("trained"))
     rows = [
-        row(epoch, test_error=error, test_loss=1.0, train_loss=loss, val_error=error + 0.01, val_loss=error / 10)
+        row(epoch, test_error=error, test_loss=1.5, train_loss=loss, val_error=error + 0.01, val_loss=error / 10)
         for epoch, error, loss in ((1, 0.5, 2.0), (2, 0.25, 0.2), (3, 0.1, 0.02))
     ]
     add(place, "erm1", {"val": 5000, "epochs": 3}, rows)
-    add(place, "mixup1", {"method": "mixup", "epochs": 3}, [row(k, test_error=0.6 - 0.1 * k) for k in (1, 2, 3)])
+    theirs = [row(k, test_error=0.6 - 0.1 * k, train_error_mixed=0.4) for k in (1, 2, 3)]
+    add(place, "mixup1", {"method": "mixup", "epochs": 3}, theirs)
     return report(place)
 
 
 def test_curves_are_drawn_of_what_there_is(trained: Path, controls: Path) -> None:
     assert list(curves(trained)) == [
-        *("Test error by epoch", "Validation error by epoch", "Training loss by epoch", "Validation loss by epoch")
+        *("Test error by epoch", "Validation error by epoch", "Training error by epoch, as mixed"),
+        *("Test loss by epoch", "Validation loss by epoch", "Training loss by epoch"),
     ]
-    assert list(curves(controls)) == ["Test error by epoch", "Training loss by epoch"]
+    # Of an older robustmix, which recorded no loss but that of training.
+    assert list(curves(controls)) == [
+        *("Test error by epoch", "Training error by epoch, as mixed", "Training loss by epoch")
+    ]
     assert "#histories" in (trained / "index.html").read_text(encoding="utf-8")
 
 
@@ -387,7 +485,16 @@ def test_curves_say_in_words_what_they_show(trained: Path) -> None:
         "mixup1: 1 after 1 epoch, 0.5 after 2 epochs and 0.333 after 3 epochs"
     )
     assert (found["Validation error by epoch"].findtext("desc") or "").startswith("erm1: 51 % after 1 epoch")
-    assert "mixup1" not in (found["Validation loss by epoch"].findtext("desc") or "")
+    assert found["Training error by epoch, as mixed"].findtext("desc") == (
+        "erm1: 50 % after 1 epoch, 50 % after 2 epochs and 50 % after 3 epochs. "
+        "mixup1: 40 % after 1 epoch, 40 % after 2 epochs and 40 % after 3 epochs"
+    )
+    assert found["Test loss by epoch"].findtext("desc") == (
+        "erm1: 1.5 after 1 epoch, 1.5 after 2 epochs and 1.5 after 3 epochs"
+    )
+    assert found["Validation loss by epoch"].findtext("desc") == (
+        "erm1: 0.05 after 1 epoch, 0.025 after 2 epochs and 0.01 after 3 epochs"
+    )
 
 
 def test_error_is_linear_from_0_and_a_loss_over_decades_logarithmic(trained: Path) -> None:

@@ -1,7 +1,9 @@
 """Weights of other programs under our names: the same function of pixels, or one line that names what does not fit."""
 
 import io
+import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +185,78 @@ def test_network_that_contains_itself_is_refused(tmp_path: Path) -> None:
     network = preact()
     network.layer1._modules["again"] = network
     torch.save(network, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="contains itself"):
+    with pytest.raises(CheckpointError, match=r"contains itself, as 'layer1\.again\.'$"):
         read_weights(tmp_path / "x.pt")
+
+
+def test_module_in_two_places_has_its_weights_in_both(tmp_path: Path) -> None:
+    network = nn.Sequential(shared := nn.Linear(2, 3), nn.Sequential(shared))
+    torch.save(network, tmp_path / "x.pt")
+    assert set(read_weights(tmp_path / "x.pt")) == set(network.state_dict())
+    assert "1.0.weight" in network.state_dict()
+
+
+def doubling(levels: int) -> nn.Module:
+    """A network in which the innermost module stands in 2 ** levels places."""
+    network: nn.Module = nn.Linear(1, 1)
+    for _ in range(levels):
+        network = nn.Sequential(network, network)
+    return network
+
+
+def test_small_file_cannot_stand_for_a_network_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(doubling(30), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="a network of more than 10000 modules"):
+        read_weights(tmp_path / "x.pt")
+    torch.save(doubling(3), tmp_path / "x.pt")
+    assert len(read_weights(tmp_path / "x.pt")) == 16
+    monkeypatch.setattr("robustmix.interchange.weights.MOST_WEIGHTS", 15)
+    with pytest.raises(CheckpointError, match="or 15 weights"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_names_have_an_end(tmp_path: Path) -> None:
+    network = inner = nn.Sequential()
+    for _ in range(30):
+        inner._modules["a" * 40] = inner = nn.Sequential()
+    torch.save(network, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"holds a module with '(a{40}\.)a{39}\.\.\.': that is no name"):
+        read_weights(tmp_path / "x.pt")
+    network._modules = {7: nn.Linear(1, 1)}  # type: ignore[dict-item]
+    torch.save(network, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds a module with '7': that is no name"):
+        read_weights(tmp_path / "x.pt")
+    torch.save({"module." * 10_000: torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="a name of more than 1000 characters") as caught:
+        read_weights(tmp_path / "x.pt")
+    assert len(str(caught.value)) < 300
+
+
+def nested(depth: int, path: Path) -> None:
+    """A zip file of the format of torch.save: dictionaries named ``net``, each within the one before."""
+    name = b"X\x03\0\0\0net"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + (b"}" + name) * depth + b"}" + b"s" * depth + b".")
+
+
+def itself(path: Path) -> None:
+    """A dictionary that holds itself."""
+    content: dict[str, Any] = {}
+    content["net"] = content
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("write", [itself, partial(nested, 3000), partial(nested, 8)])
+def test_state_dict_is_not_looked_for_without_end(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict within 8 of state_dict, model_state_dict, model, "):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_state_dict_within_several_holders_is_found(tmp_path: Path) -> None:
+    network = preact()
+    torch.save({"model": {"net": {"state_dict": network.state_dict()}}}, tmp_path / "x.pt")
+    assert_same_function(filled(tmp_path / "x.pt"), network)
 
 
 @pytest.mark.parametrize("length", [0, 4, 9, 100, 2000, -1])

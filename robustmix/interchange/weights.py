@@ -22,7 +22,11 @@ HOLDERS: Final = ("state_dict", "model_state_dict", "model", "net")
 WRAPPERS: Final = ("module.", "_orig_mod.", "network.")
 # Of every batch norm since PyTorch 0.4.1; no network of ours computes with it.
 COUNTER: Final = "num_batches_tracked"
+# The most that is followed or kept; no checkpoint has as much, and a small file can claim any of it.
+MOST_HOLDERS: Final = 8
 MOST_MODULES: Final = 10_000
+MOST_WEIGHTS: Final = 100_000
+MOST_CHARACTERS: Final = 1_000
 MOST_SHOWN: Final = 80
 
 # From the names of mixup-cifar10, of pytorch-cifar (``shortcut``, ``linear``) and of torchvision (``downsample``,
@@ -78,13 +82,13 @@ def read_weights(path: Path) -> dict[str, Weight]:
         except (SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is truncated or no safetensors file: {str(error)[:200]}") from None
         return _unwrapped(
-            {name: Weight(tuple(tensor.shape), partial(_same, tensor)) for name, tensor in tensors.items()}
+            path, {name: Weight(tuple(tensor.shape), partial(_same, tensor)) for name, tensor in tensors.items()}
         )
     saved = read_saved(path, content)
     state = _state(path, saved.content)
     found = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Stored)}
     return _unwrapped(
-        {name: Weight(value.shape, partial(_tensor, path, saved, value)) for name, value in found.items()}
+        path, {name: Weight(value.shape, partial(_tensor, path, saved, value)) for name, value in found.items()}
     )
 
 
@@ -141,13 +145,18 @@ def renamed(name: str, table: Table) -> str:
 
 def _state(path: Path, content: object) -> dict[Any, Any]:
     """The state dict in what was saved."""
-    if isinstance(content, Record):
-        return _state_of(path, content)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict or a network")
-    for holder in HOLDERS:
-        if isinstance(content.get(holder), (dict, Record)):
-            return _state(path, content[holder])
+    for _ in range(MOST_HOLDERS):
+        if isinstance(content, Record):
+            return _state_of(path, content)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict or a network")
+        held = (content.get(holder) for holder in HOLDERS)
+        inner = next((value for value in held if isinstance(value, (dict, Record))), None)
+        if inner is None:
+            break
+        content = inner
+    else:
+        raise CheckpointError(f"{path} holds no state dict within {MOST_HOLDERS} of {', '.join(HOLDERS)}")
     if not any(isinstance(value, Stored) for value in content.values()):
         keys = _few(str(key) for key in content)
         raise CheckpointError(
@@ -159,28 +168,39 @@ def _state(path: Path, content: object) -> dict[Any, Any]:
 def _state_of(path: Path, network: Record) -> dict[str, object]:
     """The state dict of a whole network, as torch.nn.Module.state_dict would give it."""
     found: dict[str, object] = {}
-    waiting = [("", network)]
+    # A module may stand in two places, and has its weights under both names, but not inside itself.
+    waiting: list[tuple[str, Record, frozenset[int]]] = [("", network, frozenset())]
     for _ in range(MOST_MODULES):
         if not waiting:
             return found
-        prefix, module = waiting.pop()
+        prefix, module, above = waiting.pop()
+        if id(module) in above:
+            raise CheckpointError(f"{path} holds a network that contains itself, as {_shown(prefix)}")
         parameters, buffers, modules = (
             _table(module.state.get(key)) for key in ("_parameters", "_buffers", "_modules")
         )
         passing = module.state.get("_non_persistent_buffers_set")
         for name in passing if isinstance(passing, set) else ():
             buffers.pop(name, None)
+        for name in (*parameters, *buffers, *modules):
+            if not isinstance(name, str) or len(prefix) + len(name) > MOST_CHARACTERS:
+                raise CheckpointError(f"{path} holds a module with {_shown(f'{prefix}{name}')}: that is no name")
         found |= {f"{prefix}{name}": value for name, value in {**parameters, **buffers}.items()}
-        waiting += [(f"{prefix}{name}.", child) for name, child in modules.items() if isinstance(child, Record)]
-    raise CheckpointError(f"{path} holds a network that contains itself, or more than {MOST_MODULES} modules")
+        if len(found) > MOST_WEIGHTS:
+            break
+        within = above | {id(module)}
+        waiting += [(f"{prefix}{name}.", child, within) for name, child in modules.items() if isinstance(child, Record)]
+    raise CheckpointError(f"{path} holds a network of more than {MOST_MODULES} modules or {MOST_WEIGHTS} weights")
 
 
 def _table(value: object) -> dict[Any, Any]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _unwrapped(weights: dict[str, Weight]) -> dict[str, Weight]:
+def _unwrapped(path: Path, weights: dict[str, Weight]) -> dict[str, Weight]:
     """The same weights without what wrappers put in front of all names but those of our normalisation."""
+    if long := next((name for name in weights if len(name) > MOST_CHARACTERS), None):
+        raise CheckpointError(f"{path} holds {_shown(long)}: a name of more than {MOST_CHARACTERS} characters")
     while weights:
         prefix = next((p for p in WRAPPERS if all(n.startswith((p, "normalize.")) for n in weights)), None)
         if prefix is None or all(name.startswith("normalize.") for name in weights):

@@ -8,7 +8,19 @@ from typing import Any, Final
 from robustmix.comparability import level, published_method, reasons, same_model
 from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiments, find, sources
 from robustmix.report.material import Material, Result
-from robustmix.report.text import NBSP, ROLES, budget, final, interval, join_names, method_name, percent, unusual
+from robustmix.report.text import (
+    NBSP,
+    ROLES,
+    budget,
+    final,
+    interval,
+    join_names,
+    method_name,
+    percent,
+    stated,
+    train_examples,
+    unusual,
+)
 from robustmix.spec.attack import ATTACK_TITLES
 from robustmix.store.runs import Run
 
@@ -177,12 +189,14 @@ def _beside(figure: Figure, run: Run, figures: Sequence[Figure]) -> bool:
 
 
 def _trained_alike(figure: Figure, run: Run) -> bool:
-    """Whether a run was trained in the way of a figure, with as much label noise, label smoothing and noise."""
-    recipe, stated = run.recipe, figure.recipe
+    """Whether a run was trained in the way of a figure, with as much label noise, smoothing, noise and dropout."""
+    recipe, theirs = run.recipe, figure.recipe
     amounts = (
-        (100 * recipe.label_noise, stated.label_noise),
-        (recipe.label_smoothing, stated.label_smoothing),
-        (recipe.noise, stated.noise_sd),
+        (100 * recipe.label_noise, theirs.label_noise),
+        (recipe.label_smoothing, theirs.label_smoothing),
+        (recipe.noise, theirs.noise_sd),
+        # Where a source does not say how much was dropped, any run that drops stands beside it.
+        (_dropout(run), _dropout(run) if theirs.dropout is None else theirs.dropout),
     )
     return published_method(recipe.training) == figure.method and all(
         math.isclose(here, there or 0, abs_tol=1e-9) for here, there in amounts
@@ -193,9 +207,14 @@ def _kind(figure: Figure) -> tuple[str, float | None, float | None]:
     return figure.method, figure.recipe.label_noise, figure.recipe.weight_decay
 
 
+def _dropout(run: Run) -> float:
+    kind, rate = run.recipe.dropped or ("", 0.0)
+    return rate if kind == "dropout" else 0.0
+
+
 def _same_decay(figure: Figure, run: Run) -> bool:
-    stated = figure.recipe.weight_decay
-    return stated is None or math.isclose(stated, run.recipe.weight_decay)
+    theirs, ours = figure.recipe.weight_decay, stated(run, "weight_decay")
+    return theirs is None or (ours is not None and math.isclose(theirs, ours))
 
 
 def _row(figure: Figure, results: Sequence[Result], material: Material) -> Comparison:
@@ -228,7 +247,7 @@ def measured_facts(results: Sequence[Result], material: Material) -> dict[str, A
     """What `robustmix.comparability.reasons` must know of the cells beside one figure; their runs share a recipe."""
     result = results[0]
     run = material.runs[result.target]
-    recipe, facts = run.recipe, run.facts
+    recipe = run.recipe
     source = material.runs[result.source].recipe.training if result.source else None
     return {
         "data": material.facts.data,
@@ -244,17 +263,15 @@ def measured_facts(results: Sequence[Result], material: Material) -> dict[str, A
         "norm": result.norm if result.source else None,
         "source_method": source if result.role == "transfer" else None,
         "statistic": "last",
-        "epochs": recipe.epochs,
-        "train_examples": facts.train_examples if facts else None,
+        "epochs": stated(run, "epochs"),
+        "train_examples": train_examples(run),
         "train_error": 100 * final(run, "train_error"),
         "eps_255": result.eps,
         "step_255": result.step,
         "steps": result.steps,
         "n": result.n,
-        "alpha": recipe.alpha,
-        "batch_size": recipe.batch_size,
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
+        **{field: stated(run, field) for field in ("alpha", "batch_size", "lr", "weight_decay")},
+        "dropout": _dropout(run) or None,
         "label_noise": 100 * recipe.label_noise,
         "label_smoothing": recipe.label_smoothing or None,
         "noise_sd": recipe.noise or None,

@@ -48,6 +48,11 @@ class RunRecord(Spec):
     history: tuple[dict[str, int | float | None], ...]
     weights: Sha256
 
+    @field_serializer("recipe")
+    def _as_said(self, recipe: Recipe) -> dict[str, Any]:
+        """Of an imported run only what was said: a default would be a claim."""
+        return recipe.model_dump(mode="json", exclude_unset=True)
+
     def as_run(self) -> Run:
         """The run as `robustmix.store.runs.read_run` would give it."""
         history = pd.DataFrame([{key: _nan(value) for key, value in row.items()} for row in self.history])

@@ -39,8 +39,10 @@ class Curve:
 CURVES: Final = (
     Curve("test_error", "Test error by epoch", "error (%)", 100, " %"),
     Curve("val_error", "Validation error by epoch", "error (%)", 100, " %"),
-    Curve("train_loss", "Training loss by epoch", "cross-entropy"),
+    Curve("train_error_mixed", "Training error by epoch, as mixed", "error (%)", 100, " %"),
+    Curve("test_loss", "Test loss by epoch", "cross-entropy"),
     Curve("val_loss", "Validation loss by epoch", "cross-entropy"),
+    Curve("train_loss", "Training loss by epoch", "cross-entropy"),
 )
 
 
@@ -55,12 +57,15 @@ def training_curves(material: Material) -> list[Drawing]:
 
 
 def _points(material: Material, name: str, curve: Curve) -> list[tuple[int, float]]:
-    """Epochs and values of one run; empty where its history has none, as that of an older or imported one."""
+    """Epochs and values of one run; empty where its history has none, as that of an older or imported one.
+
+    Epoch 0 stands for one that nobody knows.
+    """
     history = material.runs[name].history
     if curve.column not in history:
         return []
     pairs = zip(history["epoch"], history[curve.column], strict=True)
-    return [(int(epoch), curve.scale * float(value)) for epoch, value in pairs if math.isfinite(value)]
+    return [(int(epoch), curve.scale * float(value)) for epoch, value in pairs if epoch and math.isfinite(value)]
 
 
 def _drawing(name: str, curve: Curve, points: dict[str, list[tuple[int, float]]], material: Material) -> Drawing:

@@ -12,7 +12,7 @@ from robustmix.report.evidence import Evidence
 from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
 from robustmix.report.histories import LOG_FROM, training_curves
 from robustmix.report.material import Material
-from robustmix.report.text import NONE, budget
+from robustmix.report.text import NONE, budget, stated
 from robustmix.store.atomic import write_text
 
 INDEX: Final = "index.html"
@@ -81,6 +81,7 @@ def render(folder: Path) -> Path:
         rounded=checks.rounded(material),
         results=tables.results_table(material),
         training=training,
+        seeds=tables.seeds_table(material),
         errors=[(key, name) for key, name in ERRORS.items() if key in USUAL_ERRORS or _said(training, key)],
         shows_also=_said(training, "also"),
         histories=_safe(training_curves(material)),
@@ -88,6 +89,7 @@ def render(folder: Path) -> Path:
         facts=tables.provenance(material),
         runs=list(material.runs.values()),
         models=list(material.models.values()),
+        stated=stated,
         terms=glossary.terms(material),
         name=folder.name,
         report_command=_report_command(folder.name, material.evidence),

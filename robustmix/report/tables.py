@@ -1,5 +1,6 @@
 """The page's tables of measured figures as plain rows; the template only lays them out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from robustmix.report.text import (
     percent,
     plural,
     spread,
+    stated,
+    train_examples,
 )
 from robustmix.store.cells import Cell, CellIdentity
 from robustmix.store.runs import Run
@@ -95,24 +98,40 @@ TRAINING = (
 
 def _training(run: Run) -> dict[str, str]:
     recipe, facts = run.recipe, run.facts
+
+    def shown(value: object, form: str = "") -> str:
+        return NONE if value is None else format(value, form)
+
     return {
         "name": run.name,
         "method": method_name(recipe.method),
-        "alpha": NONE if recipe.alpha is None else f"{recipe.alpha:g}",
-        "seed": str(recipe.seed),
+        "alpha": shown(stated(run, "alpha"), "g"),
+        "seed": shown(stated(run, "seed")),
         "model": recipe.model,
-        "width": NONE if recipe.width is None else str(recipe.width),
-        "parameters": f"{facts.parameters:,}" if facts else NONE,
-        "examples": f"{facts.train_examples:,}" if facts else NONE,
-        "epochs": str(last_epoch(run)),
-        "batch": str(recipe.batch_size),
-        "lr": f"{recipe.lr:g}",
-        "schedule": recipe.schedule,
-        "decay": f"{recipe.weight_decay:g}",
-        "augment": recipe.augment,
+        "width": shown(recipe.width),
+        "parameters": shown(facts and facts.parameters, ","),
+        "examples": shown(train_examples(run), ","),
+        "epochs": shown(last_epoch(run) or None),
+        "batch": shown(stated(run, "batch_size")),
+        "lr": shown(stated(run, "lr"), "g"),
+        "schedule": shown(stated(run, "schedule")),
+        "decay": shown(stated(run, "weight_decay"), "g"),
+        "augment": shown(stated(run, "augment")),
         "also": ", ".join(also(recipe)) or NONE,
         **{column: percent(final(run, column)) for column in TRAINING if "error" in column},
     }
+
+
+def seeds_table(material: Material) -> Table:
+    """The test error of the last epoch over the runs of each family that has several: mean, smallest and largest."""
+    rows = []
+    for family, names in material.families.items():
+        errors = [final(material.runs[name], "test_error") for name in names if name in material.runs]
+        if len(errors) > 1 and not any(map(math.isnan, errors)):
+            figures = (sum(errors) / len(errors), min(errors), max(errors))
+            rows.append([family, str(len(errors)), *map(percent, figures)])
+    header = ("Runs of", "Runs", "Mean", "Smallest", "Largest")
+    return Table("Test error of the last epoch, over the seeds", header, rows, texts=1)
 
 
 def results_table(material: Material) -> Table:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from robustmix.spec.recipe import Recipe
 from robustmix.store.runs import Run
@@ -12,6 +12,10 @@ from robustmix.units import format_budget
 METHODS: Final = {"erm": "ERM"}
 # What `robustmix.spec.recipe.Recipe.training` adds to a method.
 EXTRAS: Final = {
+    "dropout": "dropout",
+    "dropconnect": "DropConnect",
+    "stochastic-depth": "stochastic depth",
+    "swapout": "swapout",
     "smoothing": "label smoothing",
     "noise": "noise",
     "pgd": "PGD training at",
@@ -19,7 +23,6 @@ EXTRAS: Final = {
 }
 # Fields of a recipe that no column shows and no method is named after, in words, where they are not the default.
 UNUSUAL: Final = {
-    "drop": "{}",
     "lam": "lambda from {}",
     "lam_per": "lambda per {}",
     "lam_labels": "the labels' lambda from {}",
@@ -111,7 +114,9 @@ def method_name(training: str) -> str:
 def also(recipe: Recipe) -> list[str]:
     """What sets a training apart and has no column of its own, in words: ``label smoothing 0.1``, ``Nesterov``."""
     eps = recipe.adversarial_eps
-    found = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
+    kind, rate = recipe.dropped or ("", 0.0)
+    found = [f"{EXTRAS[kind.replace('_', '-')]} {rate:g}"] if kind else []
+    found += [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
     found += [f"Gaussian noise {recipe.noise:g}"] if recipe.noise else []
     found += [f"PGD training at {budget(eps)} in {plural(recipe.adversarial_steps, 'step')}"] if eps else []
     found += [f"{100 * recipe.label_noise:g}{NBSP}% of the labels at random"] if recipe.label_noise else []
@@ -130,8 +135,23 @@ def unusual(recipe: Recipe) -> list[str]:
     return [UNUSUAL[field].format(value) for field, value in set_fields.items() if value != defaults[field].default]
 
 
+def imported(run: Run) -> bool:
+    """Whether another program trained a run, so that of its recipe only that is known which was said at the import."""
+    return bool(run.facts and run.facts.imported_from)
+
+
+def stated(run: Run, field: str) -> Any:
+    """A field of a run's recipe; None where another program trained it and nobody said."""
+    return getattr(run.recipe, field) if not imported(run) or field in run.recipe.model_fields_set else None
+
+
+def train_examples(run: Run) -> int | None:
+    """How many images a run was trained on; None where that is not on record."""
+    return run.facts.train_examples if run.facts and not imported(run) else None
+
+
 def last_epoch(run: Run) -> int:
-    """How many epochs a run was trained for; of an imported one, as far as anybody said."""
+    """How many epochs a run was trained for; 0 for an imported one of which nobody said."""
     return int(run.history["epoch"].iloc[-1]) if len(run.history) else 0
 
 

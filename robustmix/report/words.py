@@ -8,7 +8,18 @@ from robustmix.published import find, sources
 from robustmix.report import checks
 from robustmix.report.comparison import citation
 from robustmix.report.material import Material, Result
-from robustmix.report.text import budget, final, interval, join_names, last_epoch, percent, plural
+from robustmix.report.text import (
+    budget,
+    final,
+    imported,
+    interval,
+    join_names,
+    last_epoch,
+    percent,
+    plural,
+    stated,
+    train_examples,
+)
 
 # As many runs as one sentence can name.
 MOST = 6
@@ -126,8 +137,7 @@ def _sources(material: Material) -> list[str]:
 def _training(material: Material) -> list[str]:
     alike: dict[tuple[str, int | None, int, int | None], list[str]] = {}
     for run in material.runs.values():
-        examples = run.facts.train_examples if run.facts else None
-        of = (run.recipe.model, run.recipe.width, last_epoch(run), examples)
+        of = (run.recipe.model, run.recipe.width, last_epoch(run), train_examples(run))
         alike.setdefault(of, []).append(run.name)
     found = []
     for (model, width, epochs, examples), names in alike.items():
@@ -137,10 +147,14 @@ def _training(material: Material) -> list[str]:
         known = f" Error on their own training images, unmixed: {join_names(errors_known)}." if errors_known else ""
         verb = "are" if len(names) > 1 else "is"
         of_width = f" of width {width}" if width else ""
-        found.append(f"{join_names(names)} {verb} {model}{of_width}, trained for {plural(epochs, 'epoch')}{on}.{known}")
+        length = plural(epochs, "epoch") if epochs else "an unknown number of epochs"
+        found.append(f"{join_names(names)} {verb} {model}{of_width}, trained for {length}{on}.{known}")
     unfitted = [name for name, run in material.runs.items() if 100 * final(run, "train_error") >= UNFITTED]
     if unfitted:
         found.append(f"{join_names(unfitted)} did not fit the training set: not converged.")
+    if theirs := [name for name, run in material.runs.items() if imported(run)]:
+        verb = "were" if len(theirs) > 1 else "was"
+        found.append(f"{join_names(theirs)} {verb} trained by another program: nobody has checked what is said of it.")
     if material.models:
         many = len(material.models) > 1
         found.append(f"{join_names(material.models)} {'were' if many else 'was'} not trained by robustmix.")
@@ -156,7 +170,7 @@ def _unlike_published(material: Material) -> list[str]:
     other = [
         name
         for name, run in material.runs.items()
-        if run.recipe.width != width or run.recipe.epochs != epochs or last_epoch(run) != epochs
+        if run.recipe.width != width or not {stated(run, "epochs"), last_epoch(run)} <= {epochs, None, 0}
     ]
     if not other:
         return []
