@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from robustmix.spec.named import read_recipe
 from robustmix.spec.names import METHODS
-from robustmix.spec.recipe import Recipe, read_recipe
+from robustmix.spec.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

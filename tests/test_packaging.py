@@ -19,7 +19,7 @@ package = Path(robustmix.__file__).parent
 assert package == Path(sys.argv[1], "robustmix"), package
 
 from robustmix.published import figures
-from robustmix.spec.recipe import load_recipe, shipped_recipes
+from robustmix.spec.named import load_recipe, shipped_recipes
 from robustmix.spec.suite import load_suite, shipped_suites
 for name, path in shipped_suites().items():
     assert path.is_relative_to(package), path

@@ -14,21 +14,10 @@ from robustmix.cli import app
 from robustmix.data import load_data
 from robustmix.errors import SpecError
 from robustmix.preparation import default_name
+from robustmix.spec.law import Law, parse_law
+from robustmix.spec.named import load_recipe, on_top, read_recipe, shipped_recipes
 from robustmix.spec.names import DROPS, METHODS, MODELS
-from robustmix.spec.recipe import (
-    DATA_DEFAULTS,
-    FIELDS_OF_METHODS,
-    NEEDS,
-    PUBLISHED_WIDTHS,
-    Law,
-    Recipe,
-    load_recipe,
-    load_recipe_fields,
-    on_top,
-    parse_law,
-    read_recipe,
-    shipped_recipes,
-)
+from robustmix.spec.recipe import DATA_DEFAULTS, FIELDS_OF_METHODS, NEEDS, PUBLISHED_WIDTHS, Recipe, load_recipe_fields
 from robustmix.trainee import learning_rate
 
 # A value other than the default for every field, so that no field can be forgotten anywhere.

@@ -21,8 +21,9 @@ from robustmix.report.material import Material
 from robustmix.report.robustness import breaking_tables
 from robustmix.report.text import UNUSUAL, also, method_name, unusual
 from robustmix.report.words import answers, warnings
+from robustmix.spec.named import read_recipe
 from robustmix.spec.names import METHODS
-from robustmix.spec.recipe import Recipe, read_recipe
+from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.spec.validation import validate
 from robustmix.store.cells import clean_identity, write_cell

@@ -8,8 +8,9 @@ from cyclopts import Parameter
 
 from robustmix.cli.options import Machine, Place, command_line
 from robustmix.errors import SpecError
+from robustmix.spec.named import read_recipe
 from robustmix.spec.names import Method
-from robustmix.spec.recipe import load_recipe_fields, read_recipe
+from robustmix.spec.recipe import load_recipe_fields
 
 DEFAULTS = Place()
 MACHINE = Machine()

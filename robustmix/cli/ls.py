@@ -1,8 +1,8 @@
 """``robustmix ls``."""
 
 from robustmix.cli.options import Place
+from robustmix.spec.named import shipped_recipes
 from robustmix.spec.names import ATTACKS, DATA_CHOICES, LOSSES, METHODS, MODELS
-from robustmix.spec.recipe import shipped_recipes
 from robustmix.spec.suite import known_suites
 
 DEFAULTS = Place()

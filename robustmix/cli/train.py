@@ -5,7 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from robustmix.cli.options import Cluster, Flag, Machine, Place
-from robustmix.spec.recipe import Recipe, load_recipe_fields, on_top, read_recipe
+from robustmix.spec.named import on_top, read_recipe
+from robustmix.spec.recipe import Recipe, load_recipe_fields
 
 DEFAULTS = Place()
 MACHINE = Machine()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from robustmix.errors import SpecError
 from robustmix.mixing.mix import Mix
+from robustmix.spec.law import Law, parse_law
 from robustmix.spec.names import Method
-from robustmix.spec.recipe import Law, Recipe, parse_law
+from robustmix.spec.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from robustmix.errors import SpecError
+from robustmix.spec.law import MOST_ALPHA, Law, parse_law
 from robustmix.spec.names import (
     DROPS,
     METHODS,
@@ -25,9 +24,8 @@ from robustmix.spec.names import (
     ModelName,
     Precision,
     Schedule,
-    unknown,
 )
-from robustmix.spec.validation import Spec, read_toml, validate
+from robustmix.spec.validation import Spec, validate
 from robustmix.units import Budget
 
 # Channels of the first stage of the published networks; the growth rate of DenseNet, the channels of each of ResNeXt's
@@ -91,44 +89,6 @@ NEEDS: Final = {"adversarial_steps": "adversarial_eps", "warmup_lr": "warmup"}
 STAGES: Final = 5
 # Verma et al. 2019 mix the input or what the first or second group of blocks makes of it; our stage 1 is the stem.
 VERMA_LAYERS: Final = "0,2,3"
-
-
-class Law(NamedTuple):
-    """How lambda is drawn.
-
-    Attributes:
-        kind: ``beta``, ``uniform`` or ``fixed``.
-        values: (alpha,), (low, high) or (lambda,).
-    """
-
-    kind: str
-    values: tuple[float, ...]
-
-
-def parse_law(text: str) -> Law:
-    """Read a distribution of lambda: ``beta:1``, ``uniform:0.5,1`` or a number in [0, 1].
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    kind, colon, rest = text.strip().partition(":")
-    try:
-        values = tuple(float(part) for part in (rest if colon else kind).split(","))
-    except ValueError:
-        values = ()
-    if not colon and len(values) == 1 and 0 <= values[0] <= 1:
-        return Law("fixed", values)
-    if kind == "beta" and len(values) == 1 and 0 < values[0] <= MOST_ALPHA:
-        return Law(kind, values)
-    if kind == "uniform" and len(values) == 2 and 0 <= values[0] <= values[1] <= 1:
-        return Law(kind, values)
-    raise ValueError(
-        f"{text!r} is no distribution of lambda: write beta:ALPHA (above 0), uniform:LOW,HIGH (in [0, 1]) or one "
-        "number in [0, 1]"
-    )
-
-
-MOST_ALPHA: Final = 1000
 
 
 class Recipe(Spec):
@@ -372,57 +332,6 @@ class Recipe(Spec):
         return shlex.join(["robustmix", "train", *flags, "--name", name])
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes inside the package, by name."""
-    folder = Path(str(files("robustmix") / "spec" / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The fields of a recipe, by the name of a shipped one or by file.
-
-    Raises:
-        SpecError: there is none of that name, or the file is not a valid recipe.
-    """
-    shipped = shipped_recipes()
-    path = shipped.get(name_or_path, Path(name_or_path))
-    if path.suffix == ".json":
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    elif path.suffix == ".toml":
-        values = read_toml(path)
-    else:
-        raise SpecError(f"{unknown('recipe', name_or_path, shipped)}, or give a file that ends in .toml or .json")
-    load_recipe_fields(values, str(path))
-    return dict(values)
-
-
-def on_top(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe with others on top, which also replace what they leave no room for.
-
-    Another way to draw lambda takes the place of the recipe's own; another schedule or number of epochs that of its
-    milestones, which stay at the same share of the epochs.
-
-    Args:
-        base: of a named recipe or a file.
-        fields: that count more.
-    """
-    kept = dict(base)
-    for one, other in (("lam", "alpha"), ("alpha", "lam")):
-        if fields.get(one) is not None:
-            kept.pop(other, None)
-    if kept.get("milestones") and fields.get("schedule", "step") != "step":
-        kept.pop("milestones")
-    if kept.get("milestones") and not fields.get("milestones") and "epochs" in fields and "epochs" in kept:
-        old, new = kept["epochs"], fields["epochs"]
-        scaled = (-(-int(part) * new // old) for part in kept.pop("milestones").split(","))
-        if within := sorted({epoch for epoch in scaled if epoch < new}):
-            kept["milestones"] = ",".join(map(str, within))
-    return {**kept, **fields}
-
-
 def load_recipe_fields(values: Mapping[str, Any], where: str = "") -> Recipe:
     """Validate the fields of a recipe.
 
@@ -430,12 +339,3 @@ def load_recipe_fields(values: Mapping[str, Any], where: str = "") -> Recipe:
         SpecError: the first field that is wrong.
     """
     return validate(Recipe, values, where)
-
-
-def load_recipe(name_or_path: str) -> Recipe:
-    """A shipped recipe by name, or one from a TOML or JSON file.
-
-    Raises:
-        SpecError: there is none of that name, or the file is not a valid recipe.
-    """
-    return load_recipe_fields(read_recipe(name_or_path), name_or_path)

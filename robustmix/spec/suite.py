@@ -13,8 +13,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from robustmix.errors import SpecError
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec
+from robustmix.spec.named import on_top, read_recipe
 from robustmix.spec.names import check_name, unknown
-from robustmix.spec.recipe import FIELDS_OF_METHODS, NEEDS, Recipe, load_recipe_fields, on_top, read_recipe
+from robustmix.spec.recipe import FIELDS_OF_METHODS, NEEDS, Recipe, load_recipe_fields
 from robustmix.spec.validation import Spec, read_toml, validate
 from robustmix.units import Budget, format_budget
 
