@@ -56,10 +56,11 @@ def _what(run: Run, spec: ModelSpec) -> str:
     channels, height, width = spec.shape
     data = escaped(facts.data if facts else run.recipe.data)
     size = f" of width {spec.width}" if spec.width is not None else ""
+    said = "imported, and said to be " if facts and facts.imported_from else ""
     lines = [
         f"An image classifier: `{spec.name}`{size}"
         + (f", {facts.parameters:,} parameters" if facts else "")
-        + f", trained on {data} with the method `{run.recipe.training}`.",
+        + f", {said}trained on {data} with the method `{run.recipe.training}`.",
     ]
     if facts and facts.data_note:
         lines.append(f"The data: {escaped(facts.data_note)}.")

@@ -101,8 +101,10 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that makes it."""
-        return (self.facts and self.facts.imported_by) or self.recipe.command(self.name)
+        """The command that makes it; for what was imported from Python, the name of the file and its digest."""
+        if self.facts and self.facts.imported_from:
+            return self.facts.imported_by or f"# imported from {self.facts.imported_from}"
+        return self.recipe.command(self.name)
 
     @property
     def begun(self) -> bool:
