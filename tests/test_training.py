@@ -392,7 +392,7 @@ def test_streamed_images_train_the_same_but_have_no_neighbours(tmp_path: Path) -
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_is_nearly_the_same(tmp_path: Path) -> None:
     recipe = Recipe(method="mixup", **{**TINY, "model": "lenet", "width": None, "epochs": 1})
     found = [
