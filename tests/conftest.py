@@ -1,11 +1,17 @@
 """What every test gets: one thread, a cache and a workspace of its own, and real data where it is at hand."""
 
 import os
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny import Call
 
 # Before torch is imported, here and in every subprocess: workers that each start a thread per core crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,3 +62,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import train_tiny
 
     return train_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Call":
+    """Run a command in this process, in ``tmp_path`` unless told otherwise; starting another takes seconds."""
+    from tiny import Done
+
+    from robustmix import progress
+    from robustmix.cli import app, main
+
+    monkeypatch.setattr(progress, "quiet", False)
+
+    def called(*arguments: str, cwd: Path = tmp_path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["robustmix", *arguments])
+        # Left to read sys.argv itself, it would warn of a test that forgot to give it arguments.
+        monkeypatch.setattr("robustmix.cli.app", partial(app, arguments))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return Done(int(stopped.value.code or 0), printed.out, printed.err)
+
+    return called

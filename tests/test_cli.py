@@ -3,51 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY, environment, run
+from tiny import TINY, Call, environment, run
 
 import robustmix
-from robustmix import Recipe, progress
-from robustmix.cli import VERBS, app, main
+from robustmix import Recipe
+from robustmix.cli import VERBS
 from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import CellIdentity, read_cells
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command has left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in this process, in ``tmp_path`` unless told otherwise; starting another takes seconds."""
-    monkeypatch.setattr(progress, "quiet", False)
-
-    def called(*arguments: str, cwd: Path = tmp_path) -> Done:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["robustmix", *arguments])
-        # Left to read sys.argv itself, it would warn of a test that forgot to give it arguments.
-        monkeypatch.setattr("robustmix.cli.app", partial(app, arguments))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return Done(int(stopped.value.code or 0), printed.out, printed.err)
-
-    return called
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """An exported run is the same function elsewhere: by huggingface_hub, by ONNX, and as its card says."""
 
 import json
-import sys
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from robustmix import load_model, progress
+from robustmix import load_model
 from robustmix.checkpoints import save_model
-from robustmix.cli import app, main
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.interchange.exporting import export_run, to_onnx
 from robustmix.models import Classifier, ModelSpec, build
 from robustmix.spec.recipe import Recipe
 from robustmix.store.runs import RunFacts, read_run, write_history, write_recipe
 from robustmix.store.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
 
 
 def network(
@@ -56,23 +45,6 @@ def place(tmp_path: Path) -> Path:
                 model.network.head.bias.add_(torch.arange(10) / 100)
         save_model(folder / "model.safetensors", model)
     return tmp_path
-
-
-@pytest.fixture
-def call(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setattr(progress, "quiet", False)
-    monkeypatch.chdir(place)
-
-    def called(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["robustmix", *arguments])
-        monkeypatch.setattr("robustmix.cli.app", partial(app, arguments))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return Done(int(stopped.value.code or 0), printed.out, printed.err)
-
-    return called
 
 
 # ---- the folder ------------------------------------------------------------------------------------------

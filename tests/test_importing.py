@@ -1,9 +1,7 @@
 """A checkpoint of another program becomes a run like any other, with what is known of it and nothing more."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from test_saved import Trap
 from test_weights import itself, nested
 from torch import Tensor, nn
 
-from robustmix import Recipe, load_data, load_model, progress
+from robustmix import Recipe, load_data, load_model
 from robustmix.checkpoints import save_model
-from robustmix.cli import app, main
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.interchange.importing import import_run
 from robustmix.models import Classifier, ModelSpec, build
@@ -31,13 +28,6 @@ RECIPE = Recipe(data="digits", model="preact_resnet18", width=2, method="mixup",
 MEAN, STD = 0.3, 0.4
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(autouse=True)
 def _home(monkeypatch: pytest.MonkeyPatch) -> None:
     at_home(monkeypatch)
@@ -48,23 +38,6 @@ def ckpt(tmp_path: Path) -> Path:
     network = nn.DataParallel(preact())
     torch.save({"net": network, "acc": 95.8, "epoch": 199, "rng_state": torch.get_rng_state()}, tmp_path / "ckpt.t7")
     return tmp_path / "ckpt.t7"
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setattr(progress, "quiet", False)
-    monkeypatch.chdir(tmp_path)
-
-    def called(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["robustmix", *arguments])
-        monkeypatch.setattr("robustmix.cli.app", partial(app, arguments))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return Done(int(stopped.value.code or 0), printed.out, printed.err)
-
-    return called
 
 
 def logits_of_theirs(x: Tensor) -> Tensor:

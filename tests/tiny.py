@@ -6,10 +6,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import robustmix
 from robustmix import Recipe
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command has left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
 
 TINY = {"width": 4, "epochs": 4, "limit": 480, "lr": 0.05, "batch_size": 32}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustmix.models.network import Dropping, conv3x3
+from robustmix.models.network import Conv1x1, Dropping, conv3x3
 
 Block = Callable[[int, int, int, Dropping | None], nn.Module]
 
@@ -83,3 +83,10 @@ def residual_stages(
 def conv_stem(channels: int, width: int) -> nn.Module:
     """A 3x3 convolution, batch norm and ReLU: how networks for small images begin."""
     return nn.Sequential(conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def normalised_projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """A shortcut's 1x1 convolution and batch norm where the shape changes, nothing where it does not."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(Conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))

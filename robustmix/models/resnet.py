@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustmix.models.network import Conv1x1, Dropping, Network, PooledLinear, conv3x3
-from robustmix.models.residual import Residual, conv_stem, residual_stages
+from robustmix.models.network import Dropping, Network, PooledLinear, conv3x3
+from robustmix.models.residual import Residual, conv_stem, normalised_projection, residual_stages
 
 
 class BasicBlock(Residual):
@@ -16,11 +16,7 @@ class BasicBlock(Residual):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = conv3x3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = (
-            nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Sequential(Conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-        )
+        self.shortcut = normalised_projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""

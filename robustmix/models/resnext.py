@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustmix.models.network import Conv1x1, Dropping, Network, PooledLinear, conv3x3, he_normal
-from robustmix.models.residual import Residual, conv_stem, residual_stages
+from robustmix.models.residual import Residual, conv_stem, normalised_projection, residual_stages
 
 GROUPS = 8
 
@@ -21,11 +21,7 @@ class GroupedBlock(Residual):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = Conv1x1(inner, outputs)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = (
-            nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Sequential(Conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-        )
+        self.shortcut = normalised_projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
