@@ -281,7 +281,7 @@ def test_autoattack_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> Non
         ("autoattack", {"of": 3}, "autoattack needs at least 4 classes"),
         ("square", {"shape": (-1, 25)}, r"images \[B, C, H, W\].*got \[12, 25\]"),
         ("square", {"shape": (-1, 1, 1, 25), "norm": "l2"}, "at least 5x5"),
-        ("hopskipjump", {"only": 1}, "the batch has none for 3 of its 3 examples"),
+        ("hopskipjump", {"bias": 1e3}, "for 3 of 3 examples there is none in the batch, nor is noise one"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(name: str, changes: dict[str, Any], says: str) -> None:
@@ -290,11 +290,19 @@ def test_what_cannot_work_is_refused_in_one_line(name: str, changes: dict[str, A
     x = x.reshape(changes.get("shape", x.shape))
     if "labels" in changes:
         y[1] = changes["labels"]
-    if "only" in changes:
+    if "bias" in changes:
+        model.get_parameter("1.bias").data[y[1]] = changes["bias"]
         x, y = x[1:2].repeat(3, 1, 1, 1), y[1:2].repeat(3)
     with pytest.raises(EvaluationError, match=says) as caught:
         craft(name, model, x, y, classes=changes.get("classes", classes), norm=changes.get("norm", "l2"))
     assert "\n" not in str(caught.value)
+
+
+def test_hopskipjump_starts_from_noise_where_the_batch_has_no_other_class() -> None:
+    model, x, y, nearest = linear(5)
+    alone = craft("hopskipjump", model, x[1:2], y[1:2], norm="l2", steps=20)
+    assert int(model(alone).argmax(1)) != int(y[1])
+    assert float(nearest["l2"][1]) <= float(lengths(alone - x[1:2], "l2")) < 1.5 * float(nearest["l2"][1])
 
 
 @pytest.mark.parametrize(("name", "what"), [("square", "logits"), ("deepfool", "gradient")])

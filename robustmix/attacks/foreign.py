@@ -34,6 +34,7 @@ AUTOATTACK_STEPS: Final = 100
 AUTOATTACK_TARGETS: Final = 9
 _DLR_CLASSES: Final = 4
 _CANDIDATES: Final = 10
+_NOISE_STARTS: Final = 256
 _NORMS: Final[dict[Norm, str]] = {"linf": "Linf", "l2": "L2"}
 
 
@@ -108,7 +109,7 @@ def craft_foreign(
         if name in MINIMUM_NORM:
             right = predicted == y
             if right.any():
-                starts = _starts(x_adv, y, predicted, right, norm) if name == "hopskipjump" else None
+                starts = _starts(victim, x_adv, y, predicted, right, norm) if name == "hopskipjump" else None
                 x_adv[right] = _minimise(name, victim, x_adv[right], y[right], norm, steps, classes, starts)
         elif len(x):
             x_adv = _attack_within(name, victim, eps, norm, options, classes, number)(x_adv, y)
@@ -291,17 +292,31 @@ def _minimise(
     return crafted
 
 
-def _starts(x: Tensor, y: Tensor, predicted: Tensor, right: Tensor, norm: Norm) -> Tensor:
-    """For each example that is classified right the nearest of the batch that the model classifies otherwise."""
-    distances = torch.cdist(x[right].flatten(1), x.flatten(1), p=2 if norm == "l2" else math.inf)
-    distances[y[right].unsqueeze(1) == predicted] = math.inf
-    nearest, index = distances.min(dim=1)
-    if lone := int(nearest.isinf().sum()):
+def _starts(victim: nn.Module, x: Tensor, y: Tensor, predicted: Tensor, right: Tensor, norm: Norm) -> Tensor:
+    """For each example that is classified right the nearest of the batch that the model classifies otherwise.
+
+    Where the batch has none, as the last one of a single example has not, the nearest of some images of uniform noise.
+    """
+    found, lone = _nearest(x[right], y[right], x, predicted, norm)
+    if lone.any():
+        noise = torch.rand(_NOISE_STARTS, *x.shape[1:], device=x.device, dtype=x.dtype)
+        with torch.no_grad():
+            seen = victim(noise).argmax(dim=1)
+        found[lone], lone = _nearest(x[right][lone], y[right][lone], noise, seen, norm)
+    if count := int(lone.sum()):
         raise EvaluationError(
-            f"hopskipjump starts from an image that the model classifies otherwise, and the batch has none for {lone} "
-            f"of its {len(x)} examples: take larger batches, or examples of several classes"
+            f"hopskipjump starts from an image that the model classifies otherwise: for {count} of {len(x)} examples "
+            "there is none in the batch, nor is noise one: take larger batches, or examples of several classes"
         )
-    return x[index]
+    return found
+
+
+def _nearest(x: Tensor, y: Tensor, images: Tensor, predicted: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The nearest image to each example that is not of its class, and for which examples there is none."""
+    distances = torch.cdist(x.flatten(1), images.flatten(1), p=2 if norm == "l2" else math.inf)
+    distances[y.unsqueeze(1) == predicted] = math.inf
+    nearest, index = distances.min(dim=1)
+    return images[index], nearest.isinf()
 
 
 def _foolbox(victim: _Watched) -> tuple[Any, Any]:
