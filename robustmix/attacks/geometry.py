@@ -35,10 +35,10 @@ def step(x_adv: Tensor, x: Tensor, direction: Tensor, eps: float, length: float,
 
     In L-infinity written in the form of torchattacks' and foolbox' PGD, so that results agree bit for bit.
     """
-    moved = x_adv + length * direction
+    # In place: for large batches the memory of every temporary costs as much as what is computed into it.
+    perturbation = (length * direction).add_(x_adv).sub_(x)
     if norm == "linf":
-        return (x + (moved - x).clamp_(-eps, eps)).clamp_(IMAGES.low, IMAGES.high)
-    perturbation = moved - x
+        return perturbation.clamp_(-eps, eps).add_(x).clamp_(IMAGES.low, IMAGES.high)
     size = perturbation.square().sum(_each(x), keepdim=True).sqrt()
     # What lies within the budget is multiplied by exactly 1, so that it keeps its bits.
     shrink = (eps / size.clamp(min=torch.finfo(x.dtype).tiny)).clamp_(max=1)
@@ -47,8 +47,9 @@ def step(x_adv: Tensor, x: Tensor, direction: Tensor, eps: float, length: float,
 
 def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
     """The length [B] of perturbations [B, ...]."""
-    flat = perturbation.flatten(1)
-    return flat.abs().amax(dim=1) if norm == "linf" else flat.square().sum(dim=1).sqrt()
+    if norm == "linf":
+        return perturbation.abs().amax(_each(perturbation))
+    return perturbation.flatten(1).square().sum(dim=1).sqrt()
 
 
 def longest(x: Tensor, norm: Norm) -> float:
