@@ -17,7 +17,7 @@ from robustmix._version import __version__
 from robustmix.data import Split
 from robustmix.device import Team, describe_device, is_out_of_memory, launch, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
-from robustmix.gallery import Gallery
+from robustmix.gallery import Gallery, Shown
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
 from robustmix.participants import Participant
 from robustmix.planning import (
@@ -33,7 +33,7 @@ from robustmix.planning import (
     resized,
 )
 from robustmix.progress import say
-from robustmix.sanity import check_model
+from robustmix.sanity import check_model, some_images
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.store.atomic import write_atomically
@@ -42,7 +42,6 @@ from robustmix.store.claims import claim, holder
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
 
-CHECKED: Final = 512
 POLL_S: Final = 1.0
 WORTH_SAYING: Final = 0.05
 
@@ -192,8 +191,9 @@ class _Job:
         started = time.perf_counter()
         batches = torch.arange(len(self.inputs)).split(unit.batch_size)
         images = Gallery(unit, self.place, self.inputs, self.team, claimed.key) if unit.save_images else None
+        shown = Shown(unit)
         try:
-            own = self._attempt(unit, batches, title, images)
+            own = self._attempt(unit, batches, title, images, shown)
             if images:
                 images.flush()
             everything = _gathered(claimed, own, len(self.inputs), batches, self.place, self.team)
@@ -204,6 +204,8 @@ class _Job:
             if images:
                 images.close()
         if everything is not None:
+            # Before the cells: whoever finds these finds the examples.
+            shown.write(self.place)
             seconds = time.perf_counter() - started
             if everything.waited > WORTH_SAYING * seconds:
                 say(f"{title}: {everything.waited / seconds:.0%} of the time went into waiting for data (--workers)")
@@ -216,7 +218,7 @@ class _Job:
         return complete
 
     def _attempt(
-        self, unit: Unit, batches: tuple[Tensor, ...], title: str, images: "Gallery | None"
+        self, unit: Unit, batches: tuple[Tensor, ...], title: str, images: Gallery | None, shown: Shown
     ) -> Measured | None:
         team = self.team
         keep: Keep | None = images.keep if images else None
@@ -226,7 +228,7 @@ class _Job:
 
         try:
             shard, numbers = batches[team.rank :: team.size], range(team.rank, len(batches), team.size)
-            return measure(unit, self.inputs, shard, numbers, load, team.device, title, keep)
+            return measure(unit, self.inputs, shard, numbers, load, team.device, title, keep, shown.show)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -243,11 +245,7 @@ class _Job:
             else:
                 model = one.load().to(self.team.device).eval().requires_grad_(False)
                 if one.run is None:
-                    # Of the whole test set: the examples in use may be too few to tell an accuracy from chance.
-                    test = self.plan.data.test
-                    # Spread over it: the images of a class may lie together.
-                    some = torch.linspace(0, len(test) - 1, min(CHECKED, len(test)), dtype=torch.float64).long()
-                    x, y = next(iter(test.batches([some], self.team.device)))
+                    x, y = some_images(self.plan.data.test, self.team.device)
                     with memory_hint("--device cpu"):
                         check_model(one, model, x, y, self.plan.data.classes)
                 self._models[key] = model

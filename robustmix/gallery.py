@@ -1,12 +1,14 @@
-"""Adversarial images that are kept: uint8, rounded within their budget."""
+"""Adversarial images that are kept, uint8 and rounded within their budget: a few always, all where one asks for it."""
 
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from robustmix.attacks.geometry import round_within
 from robustmix.data import Split
 from robustmix.device import Team
 from robustmix.planning import Plan, Unit
@@ -14,7 +16,36 @@ from robustmix.progress import say
 from robustmix.spec.attack import Course
 from robustmix.store.atomic import write_text
 from robustmix.store.cells import gallery_path
+from robustmix.store.gallery import CHANNELS, KEPT, Examples, write_examples
 from robustmix.store.workspace import Workspace
+from robustmix.units import GREY_LEVELS, to_pixels
+
+
+class Shown:
+    """The first examples of a unit beside what they became at each budget; nothing is written before it is finished.
+
+    They stay on the device until then, so that nothing waits for it.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._kept: dict[Course, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def show(self, course: Course, indices: Tensor, x: Tensor, x_adv: Tensor) -> None:
+        """Remember the first of a batch [B, ...], unless they are no images."""
+        if self._unit.attack is None or x.ndim != 4 or x.shape[1] not in CHANNELS:
+            return
+        x, x_adv = x[:KEPT], x_adv[:KEPT]
+        eps = None if course.eps is None else to_pixels(course.eps)
+        adversarial = round_within(x_adv, x, eps, self._unit.attack.metric)
+        self._kept[course] = indices[:KEPT], (x * GREY_LEVELS).round().to(torch.uint8), adversarial
+
+    def write(self, place: Workspace) -> None:
+        """Write the examples of every budget."""
+        for course, (indices, clean, adversarial) in self._kept.items():
+            images = (part.cpu().contiguous().numpy() for part in (clean, adversarial))
+            examples = Examples(indices.cpu().numpy().astype(np.int32), *images)
+            write_examples(place.gallery, self._unit.at(course)[0].identity, examples)
 
 
 class Gallery:

@@ -80,21 +80,13 @@ def transfer_matrix(
         raise SpecError(f"batch_size={batch_size!r} must be at least 1")
     specs = _specs(attacks, eps, steps, step_size, {"loss": loss, "norm": norm, "precision": precision})
     check_installed([spec.name for spec in specs])
-    exact_float32()
-    split = TensorSplit(_images(inputs), _whole(labels))
-    device = _device_of(everyone)
-    classes = {name: _classes(name, model, split, device) for name, model in everyone.items()}
-    participants = {
-        name: Participant(
-            name=name,
-            digest=hashlib.sha256(str(id(model)).encode()).hexdigest(),
-            classes=classes[name],
-            shape=None,
-            run=None,
-            load=lambda model=model: model,  # type: ignore[misc]
-        )
-        for name, model in everyone.items()
-    }
+    split, device = in_memory(everyone, inputs, labels)
+    participants = {}
+    for name, model in everyone.items():
+        participants[name] = one = present(name, model, split, device)
+        assert isinstance(one.classes, int)
+        some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
+        check_outputs(f"model {name!r}", model, some, one.classes)
     # One model under two names is measured once and shown under both.
     crafting = list({participants[name].digest: participants[name] for name in models}.values())
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
@@ -103,7 +95,7 @@ def transfer_matrix(
         units = [_unit(None, None, (CLEAN,), goals, size)]
         units += [_unit(source, spec, spec.courses(None), goals, size) for source in crafting for spec in specs]
         try:
-            cells = [cell for unit in units for cell in _measured(unit, on_device, device)]
+            cells = [cell for unit in units for cell in measured_cells(unit, on_device, device)]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -111,6 +103,46 @@ def transfer_matrix(
         else:
             return results_table(cells, participants.values())
     raise EvaluationError("memory ran out with a single example")
+
+
+def in_memory(
+    models: Mapping[str, nn.Module], inputs: Tensor | np.ndarray, labels: Tensor | np.ndarray
+) -> tuple[TensorSplit, torch.device]:
+    """The examples as a split, and the device of the models; from now on float32 is exact.
+
+    Args:
+        models: by name, all on one device.
+        inputs: [N, ...], uint8 or float in [0, 1].
+        labels: true classes, whole numbers [N].
+
+    Raises:
+        DataError: inputs are of another kind.
+        EvaluationError: labels are none, or the models are on different devices.
+    """
+    exact_float32()
+    return TensorSplit(_images(inputs), _whole(labels)), _device_of(models)
+
+
+def present(name: str, model: nn.Module, split: TensorSplit, device: torch.device) -> Participant:
+    """A model in memory as a participant.
+
+    Args:
+        name: of the model.
+        model: on the device; it stays where it is.
+        split: the examples.
+        device: of all models.
+
+    Raises:
+        EvaluationError: it returns no logits, or too few for the labels.
+    """
+    return Participant(
+        name=name,
+        digest=hashlib.sha256(str(id(model)).encode()).hexdigest(),
+        classes=_classes(name, model, split, device),
+        shape=None,
+        run=None,
+        load=lambda: model,
+    )
 
 
 def _specs(
@@ -168,8 +200,6 @@ def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.devi
         raise EvaluationError(f"model {name!r} returns {got}, not logits [B, K]: return its logits alone")
     if low < 0 or high >= logits.shape[1]:
         raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
-    some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
-    check_outputs(f"model {name!r}", model, some, logits.shape[1])
     return int(logits.shape[1])
 
 
@@ -188,7 +218,17 @@ def _unit(
     return Unit(source, attack, cells, batch_size, compiled=False)
 
 
-def _measured(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:
+def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:
+    """Compute all cells of a unit.
+
+    Args:
+        unit: of participants whose models are in memory.
+        split: the examples, on the device.
+        device: to compute on.
+
+    Raises:
+        EvaluationError: a measurement would be wrong.
+    """
     batches = torch.arange(len(split)).split(unit.batch_size)
     everyone = {cell.target.name: cell.target.load() for cell in unit.cells}
     if unit.source:

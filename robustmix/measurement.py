@@ -34,6 +34,7 @@ RELATIVE_ROUNDING: Final = 1e-5
 
 Load = Callable[[Participant], nn.Module]
 Keep = Callable[[Course, Tensor, Tensor], None]
+Show = Callable[[Course, Tensor, Tensor, Tensor], None]
 
 # What is recorded of every example, in this order.
 COLUMNS: Final = ("prediction", "in_top5", "confidence", "gap", "finite", "rounded", "norm", "min", "max")
@@ -68,6 +69,7 @@ def measure(
     device: torch.device,
     title: str,
     keep: Keep | None = None,
+    show: Show | None = None,
 ) -> Measured:
     """Measure a unit on some batches.
 
@@ -80,6 +82,7 @@ def measure(
         device: to compute on.
         title: for the progress.
         keep: gets (course, indices, uint8 images) of every adversarial batch; None to keep none.
+        show: gets (course, indices, inputs, adversarial inputs) of the first batch of all; None to show none.
 
     Raises:
         EvaluationError: an output or a gradient is not finite, or an adversarial input leaves its budget or the range.
@@ -104,8 +107,11 @@ def measure(
             for course, x_adv in crafting.batches():
                 cells = unit.at(course)
                 norm = unit.attack.metric if unit.attack else "linf"
-                low, high = x_adv.flatten(1).aminmax(dim=1)
-                seen = torch.stack([part.double() for part in (lengths(x_adv - x, norm), low, high)])
+                # Not by aminmax of what is flattened: channels-last inputs would be copied for it.
+                every = tuple(range(1, x.ndim))
+                seen = torch.stack([lengths(x_adv - x, norm), x_adv.amin(every), x_adv.amax(every)]).double()
+                if show is not None and number == 0:
+                    show(course, indices, x, x_adv)
                 rounded = None
                 if keep is not None and unit.source is not None:
                     eps = None if course.eps is None else to_pixels(course.eps)

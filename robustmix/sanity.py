@@ -1,7 +1,7 @@
 """What is usually wrong with a model that somebody else made, found before anything is attacked."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -10,11 +10,16 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robustmix.attacks.victim import frozen
+from robustmix.data import Split
 from robustmix.errors import EvaluationError
-from robustmix.participants import Participant
+from robustmix.participants import Participant, is_foreign
 from robustmix.progress import say
 from robustmix.zoo import NORMALIZATIONS, Wrapped, is_factory, parse_normalize
 
+# What can be wrong with outputs whatever the labels are, in the order in which it is looked for.
+OutputFault = Literal["mode", "classes", "repeat", "batch", "finite", "probabilities"]
+
+CHECKED: Final = 512
 ALPHA: Final = 0.01
 CHUNK: Final = 64
 # Rounding differs between batch sizes; a batch norm that uses the batch's own statistics, and dropout, by far more.
@@ -44,14 +49,14 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
     right = logits.argmax(dim=1) == y
     share = f"{name}: accuracy {_percent(right)} on {len(y)} images"
     if above_chance(right, len(classes)):
-        if is_factory(name) and isinstance(model, Wrapped):
-            _warn_of_normalization(share, model, x, y, right)
+        if is_factory(name) and isinstance(model, Wrapped) and (better := better_normalization(name, model, x, y)):
+            say(f"warning: {share}; {better}")
         return
     share += f" is chance ({len(classes)} classes)"
     if participant.run is not None:
         say(f"warning: {share}: has it been trained for long enough?")
         return
-    raise EvaluationError(f"{share}; {_way_out(participant, model, x, y, classes)}")
+    raise EvaluationError(f"{share}; {way_out(name, model, x, y, classes)}")
 
 
 def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tensor:
@@ -70,37 +75,72 @@ def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tenso
         EvaluationError: modules stay in train mode; logits are of another number than the classes, different at every
             call, dependent on the other images of the batch, not finite, or probabilities.
     """
+    faults, logits = output_faults(name, model, x, classes)
+    for fault in faults.values():
+        raise EvaluationError(fault)
+    assert logits is not None
+    return logits
+
+
+def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple[dict[OutputFault, str], Tensor | None]:
+    """What is wrong with a model's outputs whatever the labels are, and what to do about it.
+
+    Args:
+        name: of the model, for messages.
+        model: on the device of the images; is left as it was found.
+        x: some hundred images [B, C, H, W] in [0, 1].
+        classes: K.
+
+    Returns:
+        A line for each fault, and the logits [B, K] in eval mode. Modules in train mode are found before any pass,
+        which could change them: then nothing else is looked for, and there are no logits; nor are there where they are
+        of another number than the classes.
+    """
+    found: dict[OutputFault, str] = {}
     with frozen(model):
         if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
-            raise EvaluationError(
+            found["mode"] = (
                 f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
             )
+            return found, None
         few = x[:CHUNK]
         logits = _logits(model, few)
         if logits.shape[1] != classes:
-            raise EvaluationError(
+            found["classes"] = (
                 f"{name} gives {logits.shape[1]} logits, but there are {classes} classes: choose a model of these "
                 "classes, or select their logits in a FILE.py:FACTORY"
             )
+            return found, None
         if _differ(_logits(model, few), logits):
-            raise EvaluationError(
+            found["repeat"] = (
                 f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
                 "mode, as functional dropout with training=self.training"
             )
-        if _differ(_logits(model, few[:2]), logits[:2]):
-            raise EvaluationError(
+        elif _differ(_logits(model, few[:2]), logits[:2]):
+            found["batch"] = (
                 f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and "
                 "use them in eval mode"
             )
         if len(x) > len(few):
             logits = _logits(model, x)
     if bad := int((~logits.isfinite()).any(dim=1).sum()):
-        raise EvaluationError(
+        found["finite"] = (
             f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
-        raise EvaluationError(f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax")
-    return logits
+        found["probabilities"] = f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax"
+    return found, logits
+
+
+def some_images(test: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Some hundred test images [B, ...] and their labels int64 [B]: spread, as the images of a class may lie together.
+
+    Args:
+        test: all of the test set: the examples in use may be too few to tell an accuracy from chance.
+        device: that they are wanted on.
+    """
+    some = torch.linspace(0, len(test) - 1, min(CHECKED, len(test)), dtype=torch.float64).long()
+    return next(iter(test.batches([some], device)))
 
 
 def above_chance(right: Tensor, classes: int) -> bool:
@@ -113,25 +153,45 @@ def above_chance(right: Tensor, classes: int) -> bool:
     return bool(binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater").pvalue < ALPHA)
 
 
-def _warn_of_normalization(share: str, model: Wrapped, x: Tensor, y: Tensor, right: Tensor) -> None:
-    """Say so if another normalisation is significantly better on the same images (exact McNemar test)."""
+def better_normalization(name: str, model: Wrapped, x: Tensor, y: Tensor) -> str:
+    """Which other usual normalisation or scale makes a model significantly better (exact McNemar test), if any does.
+
+    Args:
+        name: of the model.
+        model: on the device of the images, in eval mode.
+        x: some hundred images [B, C, H, W] in [0, 1].
+        y: their labels int64 [B].
+
+    Returns:
+        What to do and how accurate the model would be then; empty if none is better.
+    """
+    right = _logits(model, x).argmax(dim=1) == y
     tried = {label: _logits(other, x).argmax(dim=1) == y for label, other in _renormalized(model, x)}
     label = _best(tried)
     best = tried[label]
     gained, lost = int((best & ~right).sum()), int((right & ~best).sum())
     if gained and binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue < ALPHA / len(tried):
-        say(f"warning: {share}; with --normalize {label} it would be {_percent(best)}")
+        return f"{_with(name, label)} it would be {_percent(best)}"
+    return ""
 
 
-def _way_out(participant: Participant, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> str:
-    """What restores the accuracy: another normalisation, another order of the classes, or both."""
+def way_out(name: str, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> str:
+    """What restores an accuracy that is chance: another normalisation, another order of the classes, or both.
+
+    Args:
+        name: of the model.
+        model: on the device of the images, in eval mode.
+        x: some hundred images [B, C, H, W] in [0, 1] of all classes.
+        y: their labels int64 [B].
+        classes: names of the labels.
+    """
     predicted = {"": _logits(model, x).argmax(dim=1)}
     if isinstance(model, Wrapped):
         predicted |= {label: _logits(other, x).argmax(dim=1) for label, other in _renormalized(model, x)}
     found = {label: prediction == y for label, prediction in predicted.items()}
     label = _best(found)
     if _restored(found[label], y, len(classes)):
-        return f"{_with(participant, label)} it is {_percent(found[label])}"
+        return f"{_with(name, label)} it is {_percent(found[label])}"
 
     orders = {label: _order(prediction, y, len(classes)) for label, prediction in predicted.items()}
     label = _best({label: right for label, (_, right, _) in orders.items()})
@@ -142,7 +202,7 @@ def _way_out(participant: Participant, model: nn.Module, x: Tensor, y: Tensor, c
     names = ", ".join(f"{k} {classes[label]!r}" for k, label in enumerate(order[:3]))
     more = ", ..." if len(order) > 3 else ""
     listed = f": return logits[:, {np.argsort(order).tolist()}]" if len(order) <= LISTED_CLASSES else ""
-    way = f"{_with(participant, label)} and" if label else "with"
+    way = f"{_with(name, label)} and" if label else "with"
     return (
         f"its classes are in another order than the data's: its outputs are {names}{more}; {way} its outputs reordered "
         f"it is {_percent(right)}{listed}"
@@ -155,8 +215,10 @@ def _best(rights: dict[str, Tensor]) -> str:
     return next(label for label, value in accuracies.items() if value >= max(accuracies.values()) - AS_GOOD)
 
 
-def _with(participant: Participant, label: str) -> str:
-    if is_factory(participant.name):
+def _with(name: str, label: str) -> str:
+    if not is_foreign(name):
+        return f"behind the normalisation {label}"
+    if is_factory(name):
         return f"with --normalize {label}"
     return f"put into a FILE.py:FACTORY with --normalize {label}"
 

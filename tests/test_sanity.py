@@ -11,11 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustmix.checkpoints import load_model
-from robustmix.data import load_data
+from robustmix.data import TensorSplit, load_data
 from robustmix.errors import EvaluationError
 from robustmix.models.classifier import Normalize
 from robustmix.participants import find_participants
-from robustmix.sanity import above_chance, check_model, check_outputs
+from robustmix.sanity import (
+    above_chance,
+    better_normalization,
+    check_model,
+    check_outputs,
+    output_faults,
+    some_images,
+)
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import Wrapped
 
@@ -194,6 +201,34 @@ def test_outputs_are_checked_without_labels(tiny: Path, images: tuple[Tensor, Te
         check_outputs("mine", nn.Sequential(model, nn.Softmax(dim=1)), x, 10)
 
 
+def test_faults_are_had_without_an_error(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    x, _ = images
+    model = load_model("erm1", tiny)
+    faults, logits = output_faults("mine", model, x, 10)
+    assert faults == {}
+    assert logits is not None
+    torch.testing.assert_close(logits, model(x))
+
+    class Odd(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return (z - z.mean(0)).softmax(1)
+
+    faults, logits = output_faults("mine", nn.Sequential(model, Odd()), x, 10)
+    assert list(faults) == ["batch", "probabilities"]
+    assert logits is not None
+    faults, logits = output_faults("mine", nn.Sequential(model, nn.Softmax(dim=1)), x, 9)
+    assert (list(faults), logits) == (["classes"], None)
+
+
+def test_images_looked_at_are_spread_over_the_test_set() -> None:
+    images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    x, y = some_images(TensorSplit(images, torch.arange(2000)), torch.device("cpu"))
+    assert len(x) == len(y) == 512
+    assert (int(y[0]), int(y[-1])) == (0, 1999)
+    assert set(y.diff().tolist()) <= {3, 4}
+    assert some_images(TensorSplit(images[:7], torch.arange(7)), torch.device("cpu"))[1].tolist() == list(range(7))
+
+
 # ---- accuracy near chance --------------------------------------------------------------------------------
 
 
@@ -278,6 +313,13 @@ def test_better_normalisation_is_a_warning(
     statistics = f"{float(x.mean()):.4f}/{float(x.std()):.4f}"
     assert f"accuracy {before * 100:.1f} % on 360 images; with --normalize {statistics} it would be" in line
     assert F.cross_entropy(network((x - x.mean()) / x.std()), y) < F.cross_entropy(network((x - 0.5) / 0.5), y)
+
+
+def test_model_of_ones_own_is_told_the_normalisation_alone(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    model = Wrapped("mine", nn.Identity(), Normalize(1), load_model("erm1", tiny))
+    assert better_normalization("mine", model, *images) == ""
+    text = better_normalization("mine", model.normalized(((0.5,), (0.5,))), *images)
+    assert text == f"behind the normalisation none it would be {accuracy(tiny, images)}"
 
 
 def test_another_librarys_model_is_told_to_become_a_factory(

@@ -1,0 +1,77 @@
+"""The first test images of a unit beside what the attack made of them, so that a page can show both.
+
+They are kept whenever a unit is computed; all adversarial images only where somebody asks for them
+(`robustmix.gallery.Gallery`). One file of numpy's per unit and budget, which all targets share.
+"""
+
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from robustmix.errors import StoreError
+from robustmix.store.atomic import write_atomically
+from robustmix.store.cells import CellIdentity, gallery_path
+
+# As many examples of a unit as are kept at each budget.
+KEPT: Final = 8
+# Of images that can be shown: grey, or red, green and blue.
+CHANNELS: Final = (1, 3)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few images of one unit at one budget.
+
+    Attributes:
+        index: of each within the test set, int32 [k].
+        clean: as they were, uint8 [k, C, H, W].
+        adversarial: the same after the attack, rounded within its budget, uint8 [k, C, H, W].
+    """
+
+    index: np.ndarray
+    clean: np.ndarray
+    adversarial: np.ndarray
+
+
+def examples_path(folder: Path, identity: CellIdentity) -> Path:
+    """Where the examples of a cell stand in a gallery: one file for all targets."""
+    return gallery_path(folder, identity).with_suffix(".npz")
+
+
+def write_examples(folder: Path, identity: CellIdentity, examples: Examples) -> Path:
+    """Write the examples of a cell's unit at its budget, atomically; the same examples give the same bytes.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    path = examples_path(folder, identity)
+    arrays = {field.name: getattr(examples, field.name) for field in fields(Examples)}
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
+def read_examples(folder: Path, identity: CellIdentity) -> Examples | None:
+    """Read the examples of a cell's unit at its budget; None where none were kept.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    path = examples_path(folder, identity)
+    try:
+        # Opened by hand: numpy leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            examples = Examples(**{field.name: arrays[field.name] for field in fields(Examples)})
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path} holds no examples that can be read ({type(error).__name__})") from None
+    count, shape = len(examples.index), examples.clean.shape
+    kinds = [array.dtype for array in (examples.index, examples.clean, examples.adversarial)]
+    if kinds != [np.int32, np.uint8, np.uint8] or examples.adversarial.shape != shape or shape[:1] != (count,):
+        raise StoreError(f"{path} does not hold as many clean images as adversarial ones")
+    if len(shape) != 4 or shape[1] not in CHANNELS:
+        raise StoreError(f"{path} holds inputs of shape {list(shape[1:])}, which are no images")
+    return examples

@@ -1,0 +1,168 @@
+"""The examples that every unit leaves behind: which, where, and that they cost nothing."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustmix import evaluation
+from robustmix.device import Team
+from robustmix.errors import EvaluationError
+from robustmix.evaluation import compute
+from robustmix.gallery import Shown
+from robustmix.planning import Plan, make_plan
+from robustmix.spec.attack import AttackSpec, Course
+from robustmix.spec.suite import Suite
+from robustmix.store.cells import Cell, gallery_path, read_cells
+from robustmix.store.gallery import read_examples
+from robustmix.store.workspace import Workspace
+
+CPU = torch.device("cpu")
+ATTACKS = AttackSpec(name="fgsm", eps=("3.7/255", 32)), AttackSpec(name="fgsm", eps=(64,), norm="l2")
+
+
+def plan_of(place: Workspace, *attacks: AttackSpec, limit: int = 40, **options: Any) -> Plan:
+    fields = {"title": "t", "sources": "erm1", "targets": ("erm1", "mixup1"), "data": "digits", "limit": limit}
+    return make_plan(Suite.model_validate({"version": 1, "attack": attacks, **fields}), place, **options)
+
+
+def attacked(place: Workspace) -> list[Cell]:
+    return [cell for cell in read_cells(place.cells) if cell.identity.source]
+
+
+def kept(place: Workspace) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.gallery.iterdir()}
+
+
+@pytest.fixture
+def place(tiny: Path, tmp_path: Path) -> Workspace:
+    """The trained runs, without any results."""
+    (tmp_path / "runs").symlink_to(tiny / "runs")
+    return Workspace(tmp_path)
+
+
+def test_the_first_examples_of_every_budget_are_kept(place: Workspace) -> None:
+    plan = plan_of(place, *ATTACKS, batch_size=16, save_images=True)
+    compute(plan, place, Team(CPU))
+    assert len(list(place.gallery.glob("*.npz"))) == 3, "two targets share them"
+    clean = plan.inputs.in_memory().images[:8].numpy()
+    for cell in attacked(place):
+        found = read_examples(place.gallery, cell.identity)
+        assert found is not None
+        assert found.index.tolist() == list(range(8))
+        assert (found.clean == clean).all()
+        whole = np.load(gallery_path(place.gallery, cell.identity))
+        assert (found.adversarial == whole[:8]).all(), "the same images as --save-images keeps"
+        moved = found.adversarial.astype(int) - clean
+        if cell.identity.norm == "linf":
+            assert np.abs(moved).max() == int(cell.identity.eps_255 or 0)
+        else:
+            assert 0 < np.sqrt((moved**2).sum((1, 2, 3))).max() <= 64
+
+
+def test_they_cost_no_pass_and_change_no_cell(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(place, *ATTACKS, batch_size=16)
+    compute(plan, place, Team(CPU))
+    (forward,) = {cell.facts.forward for cell in attacked(place) if cell.identity.norm == "linf"}
+    assert forward == 1 + 4, "the gradient's, and two targets at two budgets"
+    assert not list(place.gallery.glob("*.npy"))
+    cells = {cell.key: cell.rows for cell in attacked(place)}
+    monkeypatch.setattr(Shown, "show", lambda *arguments: None)
+    for path in place.cells.iterdir():
+        path.unlink()
+    compute(plan, place, Team(CPU))
+    assert all(cells[cell.key].equals(cell.rows) for cell in attacked(place))
+
+
+def test_a_small_batch_has_fewer(place: Workspace) -> None:
+    compute(plan_of(place, ATTACKS[0], batch_size=3, limit=7), place, Team(CPU))
+    sizes = [len(found.index) for cell in attacked(place) if (found := read_examples(place.gallery, cell.identity))]
+    assert sizes == [3] * 4
+
+
+def test_the_number_of_processes_changes_nothing(place: Workspace, tiny: Path, tmp_path: Path) -> None:
+    compute(plan_of(place, *ATTACKS, batch_size=16), place, Team(CPU))
+    others = Workspace(tmp_path / "others")
+    others.root.mkdir()
+    (others.root / "runs").symlink_to(tiny / "runs")
+    meeting, box = threading.Barrier(2), []  # type: ignore[var-annotated]
+
+    class Member(Team):
+        """One of two processes, as a thread."""
+
+        def __init__(self, rank: int) -> None:
+            super().__init__(CPU, rank, 2)
+
+        def barrier(self) -> None:
+            meeting.wait(60)
+
+        def share(self, value: Any) -> Any:
+            if self.rank == 0:
+                box.append(value)
+            meeting.wait(60)
+            shared = box[-1]
+            meeting.wait(60)
+            return shared
+
+    plans = [plan_of(others, *ATTACKS, batch_size=16) for _ in range(2)]
+    threads = [threading.Thread(target=compute, args=(plans[rank], others, Member(rank))) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept(place)) == 3
+    assert kept(others) == kept(place)
+
+
+def test_what_is_wrong_is_not_kept(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = evaluation.measure
+
+    def wrong(unit: Any, *rest: Any) -> Any:
+        measured = measure(unit, *rest)
+        if unit.source:
+            raise EvaluationError("a logit is NaN")
+        return measured
+
+    monkeypatch.setattr(evaluation, "measure", wrong)
+    with pytest.raises(EvaluationError, match="a logit is NaN"):
+        compute(plan_of(place, ATTACKS[0], batch_size=16), place, Team(CPU))
+    assert not place.gallery.exists()
+
+
+def test_only_what_is_computed_leaves_examples(place: Workspace) -> None:
+    compute(plan_of(place, ATTACKS[0], batch_size=16), place, Team(CPU))
+    names = set(kept(place))
+    for path in place.gallery.iterdir():
+        path.unlink()
+    both = AttackSpec(name="fgsm", eps=("3.7/255", 16, 32))
+    compute(plan_of(place, both, batch_size=16), place, Team(CPU))
+    assert len(kept(place)) == 1, "of the budgets that were there nothing was computed again"
+    assert not names & set(kept(place))
+
+
+@pytest.mark.parametrize("shape", [(4, 30), (4, 2, 5, 5), (4, 3, 9)])
+def test_what_is_no_image_is_not_kept(shape: tuple[int, ...], place: Workspace) -> None:
+    unit = plan_of(place, ATTACKS[0]).everything[1]
+    shown = Shown(unit)
+    x = torch.zeros(shape)
+    shown.show(unit.courses[0], torch.arange(4), x, x)
+    shown.write(place)
+    assert not place.gallery.exists()
+
+
+def test_channels_last_images_are_kept_in_their_own_order(place: Workspace) -> None:
+    unit = plan_of(place, ATTACKS[0]).everything[1]
+    course: Course = unit.courses[1]
+    levels = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    x: Tensor = (levels / 255).contiguous(memory_format=torch.channels_last)
+    shown = Shown(unit)
+    shown.show(course, torch.tensor([0, 1]), x, x + 32 / 255)
+    shown.write(place)
+    found = read_examples(place.gallery, unit.at(course)[0].identity)
+    assert found is not None
+    assert (found.clean == levels.numpy()).all()
+    assert (found.adversarial == levels.numpy() + 32).all()

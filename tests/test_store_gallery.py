@@ -1,0 +1,94 @@
+"""A few images of every unit, clean and adversarial, as files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import INPUTS
+
+from robustmix.errors import StoreError
+from robustmix.store.cells import CellIdentity, gallery_path
+from robustmix.store.gallery import Examples, examples_path, read_examples, write_examples
+
+
+def identity(**changes: Any) -> CellIdentity:
+    fields = {
+        "source": "a" * 64, "target": "b" * 64, "inputs": INPUTS, "attack": "fgsm", "eps_255": 4.0, "steps": 1,
+        "step_255": 4.0, "batch_size": 256,
+    }  # fmt: skip
+    return CellIdentity(**{**fields, **changes})
+
+
+def examples(count: int = 3, channels: int = 3, size: int = 5) -> Examples:
+    rng = np.random.default_rng(count)
+    clean, adversarial = rng.integers(0, 256, (2, count, channels, size, size), dtype=np.uint8)
+    return Examples(np.arange(count, dtype=np.int32), clean, adversarial)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read(channels: int, tmp_path: Path) -> None:
+    written = examples(channels=channels)
+    path = write_examples(tmp_path / "gallery", identity(), written)
+    read = read_examples(tmp_path / "gallery", identity())
+    assert read is not None
+    for name in ("index", "clean", "adversarial"):
+        ours, theirs = getattr(written, name), getattr(read, name)
+        assert ours.dtype == theirs.dtype
+        assert (ours == theirs).all()
+    assert [one.name for one in path.parent.iterdir()] == [path.name], "nothing half done beside it"
+
+
+def test_one_file_stands_for_all_targets_and_beside_all_images(tmp_path: Path) -> None:
+    path = examples_path(tmp_path, identity())
+    assert path == gallery_path(tmp_path, identity()).with_suffix(".npz")
+    assert path == examples_path(tmp_path, identity(target="c" * 64))
+    others: list[dict[str, Any]] = [{"source": "c" * 64}, {"eps_255": 2.0}, {"batch_size": 8}, {"inputs": "6" * 64}]
+    for change in others:
+        assert examples_path(tmp_path, identity(**change)) != path
+
+
+def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
+    one, other = (write_examples(tmp_path / name, identity(), examples()) for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_images_are_compressed(tmp_path: Path) -> None:
+    flat = np.zeros((8, 3, 224, 224), np.uint8)
+    path = write_examples(tmp_path, identity(), Examples(np.arange(8, dtype=np.int32), flat, flat))
+    assert path.stat().st_size < 0.01 * 2 * flat.nbytes
+
+
+def test_where_none_were_kept_there_are_none(tmp_path: Path) -> None:
+    assert read_examples(tmp_path / "nowhere", identity()) is None
+
+
+def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    return {**vars(examples()), **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no examples that can be read"),
+        (b"PK\x03\x04 and then nothing", "holds no examples that can be read"),
+        ({"index": np.arange(3, dtype=np.int32)}, "holds no examples that can be read"),
+        (arrays(index=np.arange(2, dtype=np.int32)), "as many clean images as adversarial ones"),
+        (arrays(index=np.arange(3)), "as many clean images as adversarial ones"),
+        (arrays(clean=examples().clean.astype(float)), "as many clean images as adversarial ones"),
+        (arrays(adversarial=examples(2).adversarial), "as many clean images as adversarial ones"),
+        (vars(examples(channels=2)), r"inputs of shape \[2, 5, 5\], which are no images"),
+        (arrays(clean=examples().clean[:, 0], adversarial=examples().clean[:, 0]), "which are no images"),
+        (arrays(index=np.array([object()] * 3)), "holds no examples that can be read"),
+    ],
+)
+def test_damaged_files_are_one_line(content: bytes | dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    path = examples_path(tmp_path, identity())
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(StoreError, match=message) as error:
+        read_examples(tmp_path, identity())
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
