@@ -10,11 +10,13 @@ from robustmix._version import __version__
 
 if TYPE_CHECKING:
     from robustmix import attacks
+    from robustmix.audit import audit_models
     from robustmix.checkpoints import load_model
     from robustmix.data import Dataset, load_data
     from robustmix.errors import RobustmixError
     from robustmix.evaluation import evaluate
     from robustmix.matrix import transfer_matrix
+    from robustmix.report.opening import open_report
     from robustmix.spec.attack import AttackSpec
     from robustmix.spec.recipe import Recipe
     from robustmix.spec.suite import Suite
@@ -28,9 +30,11 @@ __all__ = [
     "Suite",
     "__version__",
     "attacks",
+    "audit_models",
     "evaluate",
     "load_data",
     "load_model",
+    "open_report",
     "train",
     "transfer_matrix",
 ]
@@ -41,9 +45,11 @@ _HOMES = {
     "Recipe": "robustmix.spec.recipe",
     "RobustmixError": "robustmix.errors",
     "Suite": "robustmix.spec.suite",
+    "audit_models": "robustmix.audit",
     "evaluate": "robustmix.evaluation",
     "load_data": "robustmix.data",
     "load_model": "robustmix.checkpoints",
+    "open_report": "robustmix.report.opening",
     "train": "robustmix.training",
     "transfer_matrix": "robustmix.matrix",
 }

@@ -17,6 +17,7 @@ VERBS: Final = {
     "run": "Do all that a suite asks for: train what is missing, attack, report.",
     "train": "Train one network, or go on with it.",
     "attack": "Attack runs with examples crafted on themselves and on each other.",
+    "audit": "Test whether the attacks on runs measure robustness, or only their own weakness.",
     "results": "Print the table of all cells.",
     "compare": "Compare two networks example by example.",
     "crosscheck": "Compare our attacks with torchattacks and foolbox.",

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 from robustmix.cli.options import Cluster, Flag, Machine, Place, command_line
 from robustmix.errors import SpecError
 from robustmix.spec.recipe import Recipe
-from robustmix.spec.suite import Suite, load_suite
+from robustmix.spec.suite import Suite, load_suite, match_runs
 from robustmix.spec.validation import validate
+from robustmix.store.runs import run_names
 from robustmix.store.workspace import Workspace
 
 DEFAULTS = Place()
@@ -30,7 +31,9 @@ def run(
     cluster: Cluster = CLUSTER,
     place: Place = DEFAULTS,
 ) -> None:
-    """Train the runs of a suite that are missing, attack them, write the report. It goes on wherever it was stopped.
+    """Train the runs of a suite that are missing, attack and audit them, write the report.
+
+    It goes on wherever it was stopped.
 
     Recipe options given here replace those of every recipe in the suite.
 
@@ -65,7 +68,7 @@ def run_suite(
     compiled: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train, attack, report and print where the page is; several processes share each step of it."""
+    """Train, attack, audit, report and print where the page is; several processes share each step of it."""
     from robustmix.report import check_suite, collect, render
 
     stem = Path(name).stem
@@ -73,11 +76,18 @@ def run_suite(
     recipes = wanted.runs(fields)
 
     from robustmix import evaluation, training
+    from robustmix.audit import DEFAULT_LIMIT, audit
     from robustmix.cli import tables
+    from robustmix.cli.audit import print_audits
     from robustmix.device import launch
+    from robustmix.participants import is_foreign
     from robustmix.planning import check_suite_installed, make_plan
 
     check_suite_installed(wanted)
+    if wanted.audit:
+        # Before hours of training, not after them.
+        named = tuple(one for one in wanted.audit if not is_foreign(one))
+        match_runs(named, [*recipes, *run_names(workspace)], "run to audit")
     team = launch(machine.device, cluster.devices, cluster.nodes)
     for run_name, recipe in recipes.items():
         training.train(
@@ -101,6 +111,18 @@ def run_suite(
         )
     )
     evaluation.compute(plan, workspace, team)
+    records = []
+    if wanted.audit:
+        records = audit(
+            wanted.audit,
+            workspace,
+            team,
+            data=wanted.data,
+            normalize=wanted.normalize,
+            eps=wanted.headline_eps,
+            limit=min(wanted.limit or DEFAULT_LIMIT, DEFAULT_LIMIT),
+            data_root=machine.data_root,
+        )
     if team.rank > 0:
         return
     results = evaluation.planned_results(plan, workspace)
@@ -108,6 +130,7 @@ def run_suite(
         budget = results["eps_255"]
         results = results[budget.isin([0, wanted.headline_eps]) | budget.isna()]
     tables.print_results(results)
+    print_audits(records)
     inputs = plan.inputs.digest()
     folder = collect(workspace, stem, suite=wanted, suite_name=name, command=command_line(), inputs=inputs)
     print(f"report: {render(folder)}")

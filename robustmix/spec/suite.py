@@ -58,6 +58,7 @@ class Suite(Spec):
         attack: tables ``[[attack]]``.
         limit: attack the first N test examples only.
         headline_eps: the budget (units of 1/255) of the page's head.
+        audit: what ``robustmix run`` audits after the attacks, at the headline's budget: names or globs.
         published: the publication's own subset of the matrix.
         note: one sentence that the page shows below its heading.
     """
@@ -72,6 +73,7 @@ class Suite(Spec):
     attack: tuple[AttackSpec, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     headline_eps: Budget | None = None
+    audit: Names | None = None
     published: PublishedDesign | None = None
     note: str | None = None
 

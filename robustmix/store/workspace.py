@@ -38,6 +38,11 @@ class Workspace:
         return self.root / "results" / "gallery"
 
     @property
+    def audits(self) -> Path:
+        """The folder of all audits."""
+        return self.root / "results" / "audits"
+
+    @property
     def parts(self) -> Path:
         """The folder of claims, and of what several processes have computed of a unit."""
         return self.root / "results" / "parts"

@@ -1,0 +1,117 @@
+"""The audit of models and tensors in memory; no workspace, nothing written."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustmix._version import __version__
+from robustmix.attacks.victim import frozen
+from robustmix.audit.battery import FEW, LARGE, battery_over, check_budget
+from robustmix.audit.procedure import audit_units, conclude, costly_units, look, plant, why_no_square
+from robustmix.audit.reading import Evidence
+from robustmix.device import describe_device
+from robustmix.errors import SpecError
+from robustmix.matrix import in_memory, measured_cells, present
+from robustmix.planning import DEFAULT_BATCH
+from robustmix.store.audits import AuditRecord
+from robustmix.units import GREY_LEVELS, check_length
+
+
+def audit_models(
+    models: Mapping[str, nn.Module],
+    inputs: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    *,
+    eps: float,
+    batch_size: int = DEFAULT_BATCH,
+) -> list[AuditRecord]:
+    """Test whether attacks on models would measure their robustness or the attacks' own weakness.
+
+    Args:
+        models: by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode and left as
+            found. With several each is also attacked by transfer from the others.
+        inputs: [N, ...], uint8 or float in [0, 1]; a few hundred.
+        labels: true classes, whole numbers [N].
+        eps: the budget at which attacks are compared, pixel units, below 128/255; errors should rise from a quarter of
+            it to its double.
+        batch_size: examples per batch.
+
+    Returns:
+        A record for each model, in their order.
+
+    Raises:
+        SpecError: the budget is unusable, or there is no model.
+        EvaluationError: a model does not fit the labels, or a measurement would be wrong.
+    """
+    if not models:
+        raise SpecError("there is no model to audit")
+    budget = float(f"{check_length(eps, 'eps') * GREY_LEVELS:.12g}")
+    check_budget(budget)
+    battery = battery_over(tuple(sorted({budget / 4, budget / 2, budget, min(2 * budget, LARGE)})), budget)
+    split, device = in_memory(models, inputs, labels)
+    on_device = split.to(device)
+    everyone = [present(name, model, split, device) for name, model in models.items()]
+    everyone = list({one.digest: one for one in everyone}.values())
+    looks = {}
+    for one in everyone:
+        model = one.load()
+        with frozen(model):
+            assert isinstance(one.classes, int)
+            names = tuple(map(str, range(one.classes)))
+            looks[one.digest] = look(one, model, on_device, on_device, names, batch_size, device)
+    crowd = [one for one in everyone if looks[one.digest].obstacle is None]
+    digest = split.digest()
+    units = audit_units(battery, crowd, digest, batch_size)
+    evidence = Evidence(battery, [cell for unit in units for cell in measured_cells(unit, on_device, device)])
+    no_square = why_no_square(split)
+    first = on_device.first(FEW)
+    units = costly_units(battery, crowd, digest, batch_size, square=no_square is None)
+    few = Evidence(battery, [cell for unit in units for cell in measured_cells(unit, first, device)])
+    records = []
+    for one in everyone:
+        attacked = one in crowd
+        others = {other.digest: other.name for other in crowd if other != one}
+        planted = plant(one.load(), on_device, battery, device) if attacked else None
+        records.append(
+            AuditRecord(
+                target=one.name,
+                weights=_digest(one.load()),
+                data="tensors",
+                inputs=digest,
+                n=len(split),
+                eps_255=budget,
+                tests=conclude(
+                    looks[one.digest],
+                    one.digest,
+                    others,
+                    (evidence, few) if attacked else None,
+                    no_square,
+                    planted,
+                ),
+                robustmix=__version__,
+                torch=torch.__version__,
+                device=describe_device(device),
+                command="robustmix.audit_models(...)",
+            )
+        )
+    return records
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and of what it is called."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for part in _parts(model):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(model: nn.Module) -> Iterator[bytes]:
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            yield f"{name} {value.dtype} {list(value.shape)}".encode()
+            yield value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            yield f"{name} {value!r}".encode()

@@ -1,0 +1,181 @@
+"""An audit from its parts, whether the networks lie in a workspace or in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustmix.attacks.foreign import check_installed
+from robustmix.audit.battery import COSTLY, Battery
+from robustmix.audit.binarisation import EXAMPLES, Binarised, binarise
+from robustmix.audit.direct import FirstGradient, blocked, look_at_accuracy, look_at_gradient, look_at_outputs
+from robustmix.audit.reading import Evidence, read
+from robustmix.data import Split
+from robustmix.errors import SpecError
+from robustmix.judging import TESTS, NotRun, Observation, Share, judge
+from robustmix.participants import Participant
+from robustmix.planning import CLEAN, Unit, Wanted, make_identity
+from robustmix.sanity import some_images
+from robustmix.spec.attack import AttackSpec, Course
+from robustmix.store.audits import AuditTest
+from robustmix.units import to_pixels
+
+# What else is missed by a sound attack: of the planted examples.
+MOST_MISSED = 0.05
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen on one network itself.
+
+    Attributes:
+        observations: of the tests that were made.
+        gradient: what the first gradient showed; None if it was not taken.
+        obstacle: why the network cannot be attacked; None if it can.
+    """
+
+    observations: tuple[Observation, ...]
+    gradient: FirstGradient | None
+    obstacle: str | None
+
+
+def look(
+    one: Participant,
+    model: nn.Module,
+    inputs: Split,
+    test: Split,
+    classes: tuple[str, ...],
+    batch_size: int,
+    device: torch.device,
+    accuracy: Observation | None = None,
+) -> Look:
+    """Look at a network before it is attacked.
+
+    Args:
+        one: whose it is.
+        model: on the device.
+        inputs: the examples that are attacked.
+        test: all test examples.
+        classes: names of the labels.
+        batch_size: examples per batch.
+        device: to compute on.
+        accuracy: what is known of the clean accuracy; looked at on some hundred images if not given.
+
+    Raises:
+        EvaluationError: it gives another number of logits than there are classes.
+    """
+    x, y = some_images(test, device)
+    found = look_at_outputs(one.name, model, x, len(classes))
+    if blocked(found) is None:
+        found.append(accuracy or look_at_accuracy(one.name, model, x, y, classes))
+    gradient = None
+    if blocked(found) is None:
+        seen, gradient = look_at_gradient(one.name, model, inputs, batch_size, device)
+        found.append(seen)
+    # Zero gradients are counted; only where there is none at all an attack cannot be made.
+    return Look(tuple(found), gradient, blocked(found))
+
+
+def audit_units(battery: Battery, crowd: Sequence[Participant], inputs: str, batch_size: int) -> list[Unit]:
+    """What is computed on all examples: every attack in the white box, the two that transfer on every other network.
+
+    Args:
+        battery: the attacks.
+        crowd: the networks.
+        inputs: SHA-256 of the examples.
+        batch_size: examples per batch.
+    """
+    units = [_unit(None, None, crowd, inputs, batch_size)] if crowd else []
+    for source in crowd:
+        for part, spec in battery.parts.items():
+            if part not in COSTLY:
+                transferred = part in ("fgsm", "ifgsm")
+                units.append(_unit(source, spec, crowd if transferred else [source], inputs, batch_size))
+    return units
+
+
+def costly_units(
+    battery: Battery, crowd: Sequence[Participant], inputs: str, batch_size: int, *, square: bool
+) -> list[Unit]:
+    """What is computed on the first examples only; arguments as of `audit_units`, and whether Square can be made."""
+    units = [_unit(None, None, crowd, inputs, batch_size)] if crowd else []
+    parts = [part for part in COSTLY if square or part != "square"]
+    return units + [
+        _unit(source, battery.parts[part], [source], inputs, batch_size) for source in crowd for part in parts
+    ]
+
+
+def why_no_square(inputs: Split) -> str | None:
+    """Why the gradient-free attack cannot be made on these examples; None if it can."""
+    if len(inputs.shape) != 3:
+        return "Square takes images [B, C, H, W], and these examples are none."
+    try:
+        check_installed(["square"])
+    except SpecError as error:
+        return f"{str(error)[0].upper()}{str(error)[1:]}."
+    return None
+
+
+def plant(model: nn.Module, inputs: Split, battery: Battery, device: torch.device) -> Binarised:
+    """The binarisation test on the first images, with I-FGSM of as many steps as it takes to converge."""
+    at = battery.parts["long"].course(battery.eps)
+    x, _ = next(iter(inputs.first(EXAMPLES).batches([torch.arange(min(EXAMPLES, len(inputs)))], device)))
+    return binarise(model, x, Course(to_pixels(battery.eps), at.steps, to_pixels(at.step)))
+
+
+def conclude(
+    look: Look,
+    weights: str,
+    others: Mapping[str, str],
+    evidence: tuple[Evidence, Evidence] | None,
+    no_square: str | None,
+    planted: Binarised | None,
+) -> tuple[AuditTest, ...]:
+    """The verdicts on one network.
+
+    Args:
+        look: what was seen on the network itself.
+        weights: SHA-256 of the network.
+        others: names of the other attacked networks by their SHA-256.
+        evidence: the attacks on all and on the first examples; None where the network could not be attacked.
+        no_square: why the gradient-free attack was not made; None if it was.
+        planted: what the binarisation test counted.
+    """
+    observations = list(look.observations)
+    if evidence is not None and planted is not None and look.gradient is not None:
+        observations += [*read(*evidence, weights, others, look.gradient, no_square), _binarisation(planted)]
+    else:
+        made = {one.name for one in observations}
+        reason = NotRun(look.obstacle or "Not attacked.")
+        observations += [Observation(name, "-", reason) for name in TESTS if name not in made]
+    return judge(observations)
+
+
+def _binarisation(planted: Binarised) -> Observation:
+    n = planted.judged
+    measured = (
+        f"{planted.found} of {n} planted examples found; random points found {planted.easy} of {planted.separable}, "
+        f"which are left out, and {planted.examples - planted.separable} of {planted.examples} could not be planted"
+    )
+    if n == 0:
+        return Observation(
+            "binarisation", measured, NotRun("No planted example was hidden well enough to say anything.")
+        )
+    return Observation("binarisation", measured, Share(n - planted.found, n, MOST_MISSED))
+
+
+def _unit(
+    source: Participant | None,
+    attack: AttackSpec | None,
+    targets: Sequence[Participant],
+    inputs: str,
+    batch_size: int,
+) -> Unit:
+    courses = attack.courses(None) if attack else (CLEAN,)
+    cells = tuple(
+        Wanted(course, target, make_identity(source, target, attack, course, inputs, batch_size, compiled=False))
+        for course in courses
+        for target in targets
+    )
+    return Unit(source, attack, cells, batch_size, compiled=False)
