@@ -101,6 +101,22 @@ def level(figure: Figure, measured: Mapping[str, Any]) -> Level:
     return "same experiment" if same else "same design"
 
 
+def figure_facts(figure: Figure) -> dict[str, Any]:
+    """What is known of a published figure, as `reasons` takes it, so that one can be held against another.
+
+    A figure is one number: it counts as a single seed.
+    """
+    shared = {key: getattr(figure.recipe, key) for key in SHARED_RECIPE}
+    same = ("data", "model", "width", "method", "metric", "role", "attack", "norm", "source_method", "statistic")
+    return {
+        **{key: getattr(figure, key) for key in (*same, "train_examples", "eps_255", "steps")},
+        **shared,
+        "epochs": figure.recipe.epochs,
+        "label_noise": figure.recipe.label_noise,
+        "seeds": 1,
+    }
+
+
 def published_method(training: str) -> str:
     """What publications call a way of training, by `robustmix.spec.recipe.Recipe.training`.
 

@@ -10,6 +10,7 @@ from synthetic import INPUTS, RUNS, N, add_run, clean_of, identities, make_cell,
 from robustmix.cli.compare import compare
 from robustmix.cli.options import Place
 from robustmix.errors import SpecError, StoreError
+from robustmix.stats import paired_interval
 from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, write_cell
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
@@ -62,9 +63,9 @@ def printed(place: Workspace, capsys: pytest.CaptureFixture[str], *names: str, *
 def test_errors_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     head, errors, *_ = printed(made, capsys, "erm1", "mixup1")
     assert " ".join(head[0] + head[1]).startswith("erm1 and mixup1 on 50 test examples of cifar10: these two networks")
-    _, titles, _, *rows = errors
-    columns = "crafted on, attack, eps, erm1, mixup1, both right, there erm1, there mixup1, only erm1, only mixup1, p"
-    assert " ".join(titles) == columns.replace(",", "")
+    _, _, upper, lower, _, *rows = errors
+    assert " ".join(upper) == "both there there only only"
+    assert " ".join(lower) == "crafted on attack eps erm1 mixup1 right erm1 mixup1 erm1 mixup1 difference p"
     expected = []
     for source in (None, "erm2"):
         for label, fields in (("FGSM", FGSM), ("I-FGSM, 10 steps", IFGSM)):
@@ -74,6 +75,7 @@ def test_errors_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFi
                 either = [x or y for x, y in zip(wrong(clean_of(made, one)), wrong(clean_of(made, other)), strict=True)]
                 both = [i for i in range(N) if not either[i]]
                 only = sum(a[i] and not b[i] for i in both), sum(b[i] and not a[i] for i in both)
+                low, high = paired_interval(only[1], only[0], len(both))
                 expected.append(
                     [
                         source or "itself",
@@ -83,10 +85,29 @@ def test_errors_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFi
                         str(len(both)),
                         *(f"{sum(errs[i] for i in both) / len(both):.1%}" for errs in (a, b)),
                         *map(str, only),
+                        f"{100 * low:+.1f}",
+                        "to",
+                        f"{100 * high:+.1f}",
                         f"{binomtest(only[0], sum(only)).pvalue:.2g}",
                     ]
                 )
     assert rows == expected
+
+
+def test_difference_is_the_second_less_the_first(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (printed(made, capsys, *names)[1] for names in (("erm1", "mixup1"), ("mixup1", "erm1")))
+    assert " ".join(one[1]).endswith("difference: mixup1 less erm1, 95 % interval in points")
+    for row, swapped in zip(one[5:], other[5:], strict=True):
+        low, high = float(row[-4]), float(row[-2])
+        assert (-high, -low) == (float(swapped[-4]), float(swapped[-2]))
+        there = [float(share.removesuffix("%")) for share in row[-8:-6]]
+        assert low <= there[1] - there[0] <= high
+
+
+def test_errors_are_readable_at_120_columns(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    compare("erm1", "mixup1", place=Place(made.root))
+    _, errors, *_ = capsys.readouterr().out.split("\n\n")
+    assert max(map(len, errors.splitlines())) <= 120
 
 
 def test_smallest_breaking_budgets_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,5 +167,5 @@ def test_what_cannot_be_compared_is_one_line(made: Workspace, tmp_path: Path) ->
 
 def test_models_of_others_are_compared_by_their_name(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     _, errors, *_ = printed(made, capsys, OTHER, "erm1")
-    assert {row[0] for row in errors[3:]} == {"itself"}
-    assert len(errors[3:]) == 5
+    assert {row[0] for row in errors[5:]} == {"itself"}
+    assert len(errors[5:]) == 5

@@ -29,7 +29,8 @@ for name in shipped_recipes():
     load_recipe(name)
     print("recipe", name)
 assert figures()
-assert (package / "report" / "page.html.j2").is_file()
+for name in ("page.html.j2", "page.js", "style.css", "templates/macros.html.j2"):
+    assert (package / "report" / name).is_file(), name
 """
 
 

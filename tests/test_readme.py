@@ -10,7 +10,8 @@ import robustmix
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "attacks/README.md", "reports/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("methods", "statistics", "audit"))]
+PAGES += ["attacks/README.md", "reports/README.md"]
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:

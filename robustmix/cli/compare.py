@@ -20,7 +20,8 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     """Compare two networks example by example, as far as the workspace has cells of both.
 
     Each is attacked in the white box, and with what every third network crafted that attacked both. Prints the errors,
-    also among the examples that both classify correctly without an attack (p: McNemar's exact test); the smallest
+    also among the examples that both classify correctly without an attack (there: the difference of the two with its
+    95 % interval, and p of McNemar's exact test); the smallest
     budget that breaks an example (p: sign test); and the worst case over all attacks that both have been under. This
     speaks of two networks: how two methods differ takes several seeds of each.
 
@@ -79,6 +80,7 @@ Known = dict[str, tuple["Sweep", ...]]
 
 def _print_errors(first: str, second: str, threats: Named, known: Known, by_key: dict[str, "Cell"]) -> None:
     from robustmix.cli.tables import print_table
+    from robustmix.stats import paired_interval
     from robustmix.store.examples import both_correct
     from robustmix.store.results import clean_cell
 
@@ -86,6 +88,9 @@ def _print_errors(first: str, second: str, threats: Named, known: Known, by_key:
     for source, ones, others in threats:
         for key, one in _in_order(ones, known):
             found = both_correct(one, others[key], clean_cell(one, by_key), clean_cell(others[key], by_key))
+            # The second less the first, as for the smallest budgets below.
+            only_first, only_second = found.only
+            ends = paired_interval(only_second, only_first, found.n_both) if found.n_both else ()
             rows.append(
                 [
                     source,
@@ -95,14 +100,16 @@ def _print_errors(first: str, second: str, threats: Named, known: Known, by_key:
                     str(found.n_both),
                     *(f"{errors / found.n_both:.1%}" if found.n_both else "-" for errors in found.errors_both),
                     *map(str, found.only),
+                    " to ".join(f"{100 * end:+.1f}" for end in ends) if ends else "-",
                     f"{found.p:.2g}",
                 ]
             )
     if not rows:
         return
-    print("\nErrors under the same attack; 'both right' are the examples that both get right without one")
-    of_all, of_both, only = ([f"{text}{name}" for name in (first, second)] for text in ("", "there ", "only "))
-    header = ["crafted on", "attack", "eps", *of_all, "both right", *of_both, *only, "p"]
+    print("\nErrors under the same attack; 'both right' are the examples that both get right without one, and all that")
+    print(f"follows is among these; difference: {second} less {first}, 95 % interval in points")
+    of_all, of_both, only = ([f"{text}{name}" for name in (first, second)] for text in ("", "there\n", "only\n"))
+    header = ["crafted on", "attack", "eps", *of_all, "both\nright", *of_both, *only, "difference", "p"]
     print_table(header, rows, numeric=range(2, len(header)))
 
 

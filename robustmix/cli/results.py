@@ -12,7 +12,7 @@ DEFAULTS = Place()
 
 def results(
     *,
-    format: Annotated[Literal["table", "csv", "json", "markdown"], Parameter()] = "table",
+    format: Annotated[Literal["table", "csv", "json", "markdown", "latex"], Parameter()] = "table",
     all: Flag = False,
     place: Place = DEFAULTS,
 ) -> None:
@@ -22,7 +22,7 @@ def results(
     the cell was computed in, which all budgets and targets of one source and attack share.
 
     Args:
-        format: csv and json have every column, rates as fractions.
+        format: csv and json have every column, rates as fractions; latex is a table with booktabs for each data set.
         all: Also cells of weights that have been replaced since, under their digest.
     """
     workspace = place.enter()
@@ -41,5 +41,9 @@ def results(
     elif format == "markdown":
         columns = tables.result_columns(table)
         print(tables.markdown(list(columns), list(zip(*columns.values(), strict=True))))
+    elif format == "latex":
+        from robustmix.cli.latex import latex
+
+        print(latex(table))
     else:
         tables.print_results(table)

@@ -1,8 +1,9 @@
 """Everything that a page is made of: the files of the report's own folder.
 
 ``reports/<name>/evidence.json`` holds the suite as it was applied, every run and every model of others;
-``reports/<name>/cells/`` holds copies of exactly the cells that the page shows. So anyone can render the page again
-without the workspace it came from.
+``reports/<name>/cells/`` holds copies of exactly the cells that the page shows, and ``reports/<name>/examples/`` of the
+images that were kept of those at the headline budget. So anyone can render the page again without the workspace it came
+from.
 """
 
 import json
@@ -18,12 +19,14 @@ from robustmix.spec.names import check_name, unknown
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import Spec, validate
+from robustmix.store.audits import AuditRecord
 from robustmix.store.cells import Cell, read_cell
 from robustmix.store.results import FOREIGN_MARK
 from robustmix.store.runs import Run, RunFacts
 
 EVIDENCE: Final = "evidence.json"
 CELLS: Final = "cells"
+EXAMPLES: Final = "examples"
 
 RunName = Annotated[str, AfterValidator(lambda name: check_name(name, "run"))]
 # No run's name holds a colon, every other model's does.
@@ -89,6 +92,7 @@ class Evidence(Spec):
         runs: every source and target that was trained here.
         models: every other one.
         cells: keys of the cells.
+        audits: of the targets on this data set, as far as there are any, in their order.
         command: that wrote the report.
         attack_commands: that compute the cells.
     """
@@ -106,6 +110,7 @@ class Evidence(Spec):
     runs: tuple[RunRecord, ...]
     models: tuple[ModelRecord, ...] = ()
     cells: tuple[Sha256, ...] = Field(min_length=1)
+    audits: tuple[AuditRecord, ...] = ()
     command: str
     attack_commands: tuple[str, ...]
 

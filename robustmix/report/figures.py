@@ -1,103 +1,63 @@
-"""Figures as SVG that can stand inside a page: text in the page's colour, ids that never collide, a text alternative.
+"""What the page draws of the results: error against budget, and who transfers to whom."""
 
-matplotlib draws them; what it adds for a file of its own (metadata, a style for every element, fonts) is taken out.
-"""
-
-import io
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from xml.sax.saxutils import escape, quoteattr
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from robustmix.report.drawing import COLOURS, INK, MARKERS, Drawing, Line, lines
 from robustmix.report.material import Material, Result
-from robustmix.report.text import budget, join_names, percent
+from robustmix.report.text import budget, interval, join_names, percent, plural
+from robustmix.stats import SEEDS_FOR_METHODS, mean_interval
 from robustmix.units import format_budget
 
-# After Okabe and Ito: apart for colour-blind eyes, at least 3:1 on white; `style.css` lightens them in dark mode.
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#b0609a", "#8a7a00", "#5a7fd0")
-DASHES: Final = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-MARKERS: Final = ("o", "s", "^", "D")
-# Stands for the page's text colour until the SVG is finished.
-INK: Final = "#010203"
+# What a page needs to show them comes with them.
 HEAT: Final = COLOURS[0]
 HEAT_OPACITY: Final = 0.6
-
-STYLE: Final[Any] = {
-    "svg.hashsalt": "robustmix",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 3.2,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-}
+BAND: Final = 0.14
+# Of a run whose family's mean is drawn as well.
+THIN: Final[Any] = {"linewidth": 0.8, "alpha": 0.6}
 
 
 @dataclass(frozen=True)
-class Line:
-    """How one run or model is drawn: colour by family, dashes and marker by its place in it."""
+class Point:
+    """A value of a line at one budget, with the ends of its band; rates are fractions."""
 
-    colour: str
-    dashes: tuple[float, ...]
-    marker: str
+    eps: float
+    error: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A finished figure.
+class Curve:
+    """One line of a panel.
 
     Attributes:
-        title: in words.
-        svg: the element.
+        label: of the run, or what the mean is over.
+        line: how it is drawn.
+        points: from the one without an attack on, budgets ascending.
+        band: what the band is, for families only, in words.
+        thin: whether it is a run whose family's mean is drawn as well; it has no band.
     """
 
-    title: str
-    svg: str
-
-
-def lines(material: Material) -> dict[str, Line]:
-    """How each run and model is drawn."""
-    found = {}
-    for family, names in enumerate(material.families.values()):
-        for place, name in enumerate(names):
-            mark = MARKERS[place % len(MARKERS)]
-            found[name] = Line(COLOURS[family % len(COLOURS)], DASHES[place % len(DASHES)], mark)
-    return {name: found[name] for name in material.names}
-
-
-def key(name: str, line: Line) -> str:
-    """The sample of a run's line for the legend."""
-    dashes = " ".join(f"{1.6 * dash:g}" for dash in line.dashes)
-    style = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return (
-        f'<svg class="key" role="img" aria-label={quoteattr(f"line of {name}")} '
-        'viewBox="0 0 34 10" width="34" height="10">'
-        f'<path d="M0 5H34" style="stroke: {themed(line.colour)}" stroke-width="2.4"{style}/></svg>'
-    )
-
-
-def themed(colour: str) -> str:
-    """One of `COLOURS` as the style sheet may lighten it in dark mode."""
-    return f"var(--line{COLOURS.index(colour) + 1}, {colour})"
+    label: str
+    line: Line
+    points: tuple[Point, ...]
+    band: str | None = None
+    thin: bool = False
 
 
 def eps_curves(material: Material) -> list[Drawing]:
     """Error against budget: a panel per attack that has one and role; transfer has one per family of sources.
 
-    A transfer line is the mean over the sources of the family, without the target itself; its band reaches from the
-    lowest lower to the highest upper end of the Wilson intervals that it averages.
+    The line of a run is its error, its band the 95 % Wilson interval. A transfer line is the mean over the sources of
+    the family, without the target itself; its band reaches from the lowest lower to the highest upper end of the Wilson
+    intervals that it averages. Of a family with several runs in a panel the mean is drawn as well, at the budgets that
+    all of them have, and the runs themselves thinly and without a band. The mean's band is Student's 95 % interval over
+    the runs from three on, and of two their range.
     """
     drawn = lines(material)
     clean = {result.target: result for result in material.find("clean")}
@@ -109,8 +69,8 @@ def eps_curves(material: Material) -> list[Drawing]:
             results = [r for r in material.find(role, label=label) if names is None or r.source in names]
             if results:
                 where = f"transfer from {family}" if names else "white box"
-                title = f"{label}, {where}"
-                panels.append(_panel(f"curve{len(panels) + 1}", title, results, clean, drawn))
+                curves = _curves(results, clean, drawn, material)
+                panels.append(_panel(f"curve{len(panels) + 1}", f"{label}, {where}", curves))
     return panels
 
 
@@ -125,29 +85,60 @@ def transfer_matrices(material: Material) -> list[Drawing]:
     return found
 
 
-def _panel(
-    name: str, title: str, results: Sequence[Result], clean: dict[str, Result], drawn: dict[str, Line]
-) -> Drawing:
-    targets = [target for target in drawn if any(r.target == target for r in results)]
-    budgets = sorted({result.eps for result in results if result.eps is not None})
-    words = []
+def _curves(
+    results: Sequence[Result], clean: dict[str, Result], drawn: dict[str, Line], material: Material
+) -> list[Curve]:
+    """The runs and models of a panel, each family's mean behind its runs."""
+    points = {name: _points(name, results, clean[name]) for name in drawn if any(r.target == name for r in results)}
+    found = []
+    for family, names in material.families.items():
+        own = {name: points[name] for name in names if name in points}
+        thin = len(own) > 1
+        found += [Curve(name, drawn[name], values, thin=thin) for name, values in own.items()]
+        if thin:
+            found.append(_mean(family, drawn[names[0]].colour, list(own.values())))
+    return found
+
+
+def _points(target: str, results: Sequence[Result], untouched: Result) -> tuple[Point, ...]:
+    by_eps: dict[float, list[Result]] = {0.0: [untouched]}
+    for result in results:
+        if result.target == target and result.eps is not None:
+            by_eps.setdefault(result.eps, []).append(result)
+    return tuple(
+        Point(eps, sum(r.error for r in of) / len(of), min(r.low for r in of), max(r.high for r in of))
+        for eps, of in sorted(by_eps.items())
+    )
+
+
+def _mean(family: str, colour: str, runs: Sequence[tuple[Point, ...]]) -> Curve:
+    """The mean over the runs of a family, each with one value whatever the number of sources that it averages."""
+    common = set.intersection(*({point.eps for point in own} for own in runs))
+    band = "95 % interval of the mean over seeds" if len(runs) >= SEEDS_FOR_METHODS else "range of the runs"
+    points = []
+    for eps in sorted(common):
+        errors = [point.error for own in runs for point in own if point.eps == eps]
+        low, high = mean_interval(errors) if len(errors) >= SEEDS_FOR_METHODS else (min(errors), max(errors))
+        points.append(Point(eps, sum(errors) / len(errors), max(low, 0.0), min(high, 1.0)))
+    label = f"{family}, mean of {plural(len(runs), 'run')}"
+    return Curve(label, Line(colour, (), MARKERS[0]), tuple(points), band)
+
+
+def _panel(name: str, title: str, curves: Sequence[Curve]) -> Drawing:
+    budgets = sorted({point.eps for curve in curves for point in curve.points} - {0.0})
 
     def draw(axes: Axes) -> None:
-        for target in targets:
-            line, untouched = drawn[target], clean[target]
-            points = [(eps, [r for r in results if r.target == target and r.eps == eps]) for eps in budgets]
-            points = [(0.0, [untouched]), *((eps, found) for eps, found in points if found)]
-            x = [eps for eps, _ in points]
-            y = [100 * sum(r.error for r in found) / len(found) for _, found in points]
-            low = [100 * min(r.low for r in found) for _, found in points]
-            high = [100 * max(r.high for r in found) for _, found in points]
-            axes.axhline(100 * untouched.error, color=line.colour, linewidth=0.8, dashes=(1, 2), alpha=0.8)
-            axes.fill_between(x, low, high, color=line.colour, alpha=0.14, linewidth=0)
-            axes.plot(x, y, color=line.colour, dashes=line.dashes or (None, None), marker=line.marker)
-            figures = ", ".join(
-                f"{percent(value / 100)} at {budget(eps)}" for eps, value in zip(x[1:], y[1:], strict=True)
-            )
-            words.append(f"{target}: {percent(untouched.error)} without an attack, {figures}")
+        for curve in curves:
+            colour, dashes = curve.line.colour, curve.line.dashes or (None, None)
+            x = [point.eps for point in curve.points]
+            y = [100 * point.error for point in curve.points]
+            if curve.thin:
+                axes.plot(x, y, color=colour, dashes=dashes, label=curve.label, **THIN)
+                continue
+            low, high = ([100 * getattr(point, end) for point in curve.points] for end in ("low", "high"))
+            axes.axhline(y[0], color=colour, linewidth=0.8, dashes=(1, 2), alpha=0.8)
+            axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
+            axes.plot(x, y, color=colour, dashes=dashes, marker=curve.line.marker, label=curve.label)
         axes.set_xlim(0, 1.03 * budgets[-1])
         axes.set_ylim(0, 102)
         axes.set_xticks([0, *_spaced(budgets)], ["0", *map(format_budget, _spaced(budgets))])
@@ -157,8 +148,19 @@ def _panel(
         axes.set_xlabel("budget (units of 1/255)")
         axes.set_ylabel("error (%)")
 
-    svg = draw_svg(name, title, lambda: ". ".join(words), (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw)
-    return Drawing(title, svg)
+    def words() -> str:
+        return ". ".join(map(_in_words, curves))
+
+    return Drawing(name, title, words, (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw)
+
+
+def _in_words(curve: Curve) -> str:
+    untouched, *attacked = (
+        percent(point.error) + (f" {interval(point.low, point.high)}" if curve.band else "") for point in curve.points
+    )
+    figures = [f"{text} at {budget(point.eps)}" for text, point in zip(attacked, curve.points[1:], strict=True)]
+    about = f" (band: {curve.band})" if curve.band else ""
+    return f"{curve.label}{about}: {', '.join([f'{untouched} without an attack', *figures])}"
 
 
 def _matrix(name: str, title: str, results: Sequence[Result], material: Material) -> Drawing:
@@ -205,7 +207,7 @@ def _matrix(name: str, title: str, results: Sequence[Result], material: Material
 
     total = width + beside
     box = (margin[0] + 0.12) / total, 0.01, 0.99 * width / total, 1 - margin[1] / height
-    return Drawing(title, draw_svg(name, title, words, (total, height), box, draw))
+    return Drawing(name, title, words, (total, height), box, draw)
 
 
 def _spaced(budgets: Sequence[float]) -> list[float]:
@@ -215,56 +217,3 @@ def _spaced(budgets: Sequence[float]) -> list[float]:
         if kept[-1] - eps >= room and eps >= room:
             kept.append(eps)
     return kept[::-1]
-
-
-def draw_svg(
-    name: str,
-    title: str,
-    words: Callable[[], str],
-    size: tuple[float, float],
-    box: tuple[float, float, float, float],
-    draw: Callable[[Axes], None],
-) -> str:
-    """Draw into one pair of axes and make the SVG fit to stand inside a page.
-
-    Args:
-        name: makes the ids unique in the page.
-        title: of the figure.
-        words: gives the text alternative once everything is drawn.
-        size: width and height in inches.
-        box: left, bottom, right and top of the axes, as shares of the figure.
-        draw: what to draw.
-    """
-    with matplotlib.rc_context():
-        # A user's own matplotlibrc must not change the bytes of the page.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=size)
-        left, bottom, right, top = box
-        draw(figure.add_axes((left, bottom, right - left, top - bottom)))
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _for_a_page(file.getvalue(), name, title, words(), size)
-
-
-def _for_a_page(text: str, name: str, title: str, words: str, size: tuple[float, float]) -> str:
-    body = text[text.index("<svg") :]
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r"font-family: [^;]*; ", "", body)
-    body = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", body)
-    body = body.replace("xlink:href", "href").replace(INK, "currentColor")
-    for colour in COLOURS:
-        body = body.replace(colour, themed(colour))
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"\n(?=[LzMQC ]|\")", " ", body)
-    body = re.sub(r"\s*\n\s*", "\n", re.sub(r"<(defs|g)>\s*</\1>|<g/>", "", body)).strip()
-    width, height = (math.ceil(72 * side) for side in size)
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="0 0 {width} {height}" '
-        f'style="--width: {width}" stroke-linejoin="round" stroke-linecap="butt">\n'
-        f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(words)}</desc>\n{body}'
-    )

@@ -3,21 +3,24 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from robustmix._version import __version__
 from robustmix.errors import SpecError, StoreError
 from robustmix.published import experiment
-from robustmix.report.evidence import CELLS, EVIDENCE, Evidence, ModelRecord, RunRecord
+from robustmix.report.evidence import CELLS, EVIDENCE, EXAMPLES, Evidence, ModelRecord, RunRecord
+from robustmix.report.material import Material
 from robustmix.report.selection import Choice, choose_suite, choose_unbound
 from robustmix.report.text import join_names
 from robustmix.spec.names import check_name, unknown
 from robustmix.spec.suite import Suite, match_runs
 from robustmix.store.atomic import write_atomically, write_text
+from robustmix.store.audits import AuditRecord, read_audits
 from robustmix.store.cells import Cell, cell_path, read_cells
-from robustmix.store.examples import one_data_set
+from robustmix.store.examples import id_of, one_data_set
+from robustmix.store.gallery import examples_path
 from robustmix.store.results import FOREIGN_MARK, Bearer, ForeignModel, foreign_bearers, results_table
 from robustmix.store.runs import Run, common_data, finished_run, read_run, run_names
 from robustmix.store.workspace import Workspace
@@ -93,6 +96,7 @@ def collect(
             ModelRecord(name=m.name, weights=m.weights) for m in choice.bearers if isinstance(m, ForeignModel)
         ),
         cells=tuple(sorted(cell.key for cell in choice.cells)),
+        audits=tuple(_audits(choice, read_audits(place.audits))),
         command=command,
         attack_commands=choice.commands,
     )
@@ -130,20 +134,51 @@ def _names(patterns: Sequence[str], place: Workspace, models: Iterable[str]) -> 
 def _write(folder: Path, evidence: Evidence, choice: Choice, place: Workspace) -> None:
     """Cells first, then what lists them, then what is no longer listed: a page can be rendered at every moment."""
     for cell in choice.cells:
-        path = cell_path(folder / CELLS, cell.identity)
-        try:
-            content = cell_path(place.cells, cell.identity).read_bytes()
-            if path.exists() and path.read_bytes() == content:
-                continue
-        except OSError as error:
-            raise StoreError(f"{path} cannot be copied: {error}") from None
-        write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        _copy(cell_path(place.cells, cell.identity), cell_path(folder / CELLS, cell.identity))
     text = json.dumps(evidence.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / EVIDENCE, text + "\n")
-    kept = set(evidence.cells)
-    for path in (folder / CELLS).glob("*.parquet"):
-        if path.stem not in kept:
-            path.unlink(missing_ok=True)
+    shown = {cell_path(folder / CELLS, cell.identity) for cell in choice.cells}
+    examples = _copy_examples(folder, place)
+    for path in {*(folder / CELLS).glob("*.parquet"), *(folder / EXAMPLES).glob("*.npz")} - shown - examples:
+        path.unlink(missing_ok=True)
+
+
+def _copy_examples(folder: Path, place: Workspace) -> set[Path]:
+    """Copy the examples of a report's units at the headline budget, as far as some were kept; gives the copies."""
+    material = Material.read(folder)
+    shown = {(label, material.headline(label)) for label in material.attacks}
+    units = {
+        examples_path(place.gallery, cell.identity)
+        for cell in material.cells
+        if any((sweep.label, cell.identity.eps_255) in shown for sweep in material.known[id_of(cell)])
+    }
+    found = {source: folder / EXAMPLES / source.name for source in units if source.exists()}
+    for source, copy in found.items():
+        _copy(source, copy)
+    return set(found.values())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file atomically, unless it is there already."""
+    try:
+        content = source.read_bytes()
+        if target.exists() and target.read_bytes() == content:
+            return
+    except OSError as error:
+        raise StoreError(f"{target} cannot be copied: {error}") from None
+    write_atomically(target, lambda file: file.write(content))
+
+
+def _audits(choice: Choice, records: Iterable[AuditRecord]) -> Iterator[AuditRecord]:
+    """One audit of each target: on the report's own examples, else on the largest set of the same data."""
+    inputs = {cell.identity.inputs for cell in choice.cells}
+    names = {choice.data, *(name for cell in choice.cells for name in (cell.facts.data, cell.facts.data_spec))}
+    weights = {bearer.name: bearer.weights for bearer in choice.bearers}
+    on_data = [record for record in records if record.data in names]
+    for target in choice.targets:
+        of_target = [record for record in on_data if record.weights == weights[target]]
+        if of_target:
+            yield max(of_target, key=lambda record: (record.inputs in inputs, record.n, record.inputs))
 
 
 def _applied(suite: Suite, choice: Choice) -> Suite:

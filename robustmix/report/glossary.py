@@ -43,6 +43,31 @@ PARAMETERS: Final = {
     ),
 }
 
+# What the statistics of the page are called.
+STATISTICS: Final = (
+    (
+        "Home advantage",
+        "How much more the networks of a family err under examples that were crafted on other networks of their own "
+        "family than under those of the other family, in points.",
+    ),
+    (
+        "Welch interval",
+        "Of the difference between two ways of training, from the means of their seeds (Welch 1947); what the choice "
+        "of images and sources adds is in it. Only from three seeds of each on does it speak of the methods.",
+    ),
+    (
+        "Holm",
+        "Among several tests one may come out small by chance. Holm's correction (1979) raises the p values of the "
+        "tests that were declared beforehand so that this happens in at most 5 % of all reports.",
+    ),
+    (
+        "McNemar, Tango",
+        "Two networks on the same images: of those that only one gets wrong, are more on one side than chance "
+        "explains (exact test, McNemar 1947), and how large is the difference (score interval, Tango 1998)? Of these "
+        "two networks.",
+    ),
+)
+
 
 def terms(material: Material) -> list[tuple[str, str]]:
     """The attacks of the page, and what they differ by, explained."""
@@ -52,4 +77,4 @@ def terms(material: Material) -> list[tuple[str, str]]:
     for (field, value), term in PARAMETERS.items():
         if any(getattr(identity, field) == value for identity in shown):
             found.append(term)
-    return found
+    return [*found, *STATISTICS]

@@ -7,7 +7,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from robustmix.report.figures import INK, Drawing, draw_svg, lines
+from robustmix.report.drawing import INK, Drawing, lines
 from robustmix.report.material import Material
 from robustmix.report.text import join_names, plural
 
@@ -78,7 +78,8 @@ def _drawing(name: str, curve: Curve, points: dict[str, list[tuple[int, float]]]
         for run, own in points.items():
             line = drawn[run]
             marker = line.marker if last - first < CROWDED or len(own) == 1 else ""
-            axes.plot(*zip(*own, strict=True), color=line.colour, dashes=line.dashes or (None, None), marker=marker)
+            dashes = line.dashes or (None, None)
+            axes.plot(*zip(*own, strict=True), color=line.colour, dashes=dashes, marker=marker, label=run)
         room = max(0.03 * (last - first), 0.5 if first == last else 0)
         axes.set_xlim(first - room, last + room)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -98,7 +99,7 @@ def _drawing(name: str, curve: Curve, points: dict[str, list[tuple[int, float]]]
     def words() -> str:
         return ". ".join(f"{run}: {_in_words(own, curve)}" for run, own in points.items())
 
-    return Drawing(curve.title, draw_svg(name, curve.title, words, (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw))
+    return Drawing(name, curve.title, words, (3.5, 2.55), (0.165, 0.165, 0.985, 0.97), draw)
 
 
 def _in_words(points: list[tuple[int, float]], curve: Curve) -> str:

@@ -1,18 +1,21 @@
 """A report's evidence as the page needs it: one result per cell and pair of names, in the order of the page."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
+
+import numpy as np
 
 from robustmix.report.evidence import Evidence, load, load_cells
 from robustmix.report.text import ROLES, method_name
 from robustmix.spec.attack import attack_label
 from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import Cell
-from robustmix.store.examples import by_sweep, crafted, id_of
-from robustmix.store.results import Bearer, ForeignModel, attack_columns, clean_cell, results_table
+from robustmix.store.examples import by_sweep, crafted, id_of, preferred
+from robustmix.store.results import Bearer, ForeignModel, attack_columns, clean_cell, results_table, wrong
 from robustmix.store.runs import Run
 from robustmix.store.sweeps import Sweep, attack_id, sweeps
 
@@ -125,11 +128,20 @@ class Material:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a report's folder."""
+        """Read a report's folder.
+
+        Raises:
+            StoreError: a file is missing or damaged.
+            SpecError: a field of ``evidence.json`` is wrong.
+        """
         evidence = load(folder)
+        return cls.of(evidence, load_cells(folder, evidence))
+
+    @classmethod
+    def of(cls, evidence: Evidence, cells: Sequence[Cell]) -> Self:
+        """A report's evidence with its cells."""
         runs = {record.name: record.as_run() for record in evidence.runs}
         models = {record.name: ForeignModel(record.name, record.weights) for record in evidence.models}
-        cells = load_cells(folder, evidence)
         table = results_table(cells, [*runs.values(), *models.values()])
         rank = {name: number for number, name in enumerate([*runs, *models])}
         roles = list(ROLES)
@@ -221,6 +233,24 @@ class Material:
         plain = (names for names in self.families.values() if names[0] in self.runs)
         return next((names for names in plain if self.runs[names[0]].recipe.training == "erm"), [])
 
+    @cached_property
+    def base_family(self) -> str | None:
+        """The family of `base`."""
+        return self.family_of[self.base[0]] if self.base else None
+
+    @cached_property
+    def main_family(self) -> str | None:
+        """The family that the page's first sentence is about: the published design's, else mixup, else the first.
+
+        It is one of runs that is not the base; None if there is none.
+        """
+        others = [family for family in self.families if family not in self.models and family != self.base_family]
+        suite = self.evidence.suite
+        design = suite.published.white if suite and suite.published else ()
+        chosen = [self.family_of[name] for name in design if self.family_of[name] in others]
+        mixup = [family for family in others if self.runs[self.families[family][0]].recipe.training == "mixup"]
+        return next(iter([*chosen, *mixup, *others]), None)
+
     def headline(self, label: str) -> float | None:
         """The budget at which an attack is shown where only one is: the page's own, if it was made at it.
 
@@ -242,6 +272,36 @@ class Material:
     def clean(self, cell: Cell) -> Cell:
         """The cell of the same target without an attack."""
         return clean_cell(cell, self.by_key)
+
+    @cached_property
+    def by_names(self) -> dict[tuple[str | None, str, str, float | None], Cell]:
+        """The cells by source (None for clean inputs), target, attack in words and budget; one of each."""
+        bearers: dict[str, list[str]] = {}
+        for name, weights in self.weights.items():
+            bearers.setdefault(weights, []).append(name)
+        found: dict[tuple[str | None, str, str, float | None], Cell] = {}
+        for cell in sorted(preferred(self.cells), key=lambda cell: cell.identity.compiled):
+            identity = cell.identity
+            clean = identity.source is None
+            labels = ["clean"] if clean else [sweep.label for sweep in self.known[id_of(cell)]]
+            sources: Sequence[str | None] = [None] if clean else bearers.get(identity.source or "", [])
+            for source in sources:
+                for target in bearers.get(identity.target, []):
+                    for label in labels:
+                        found.setdefault((source, target, label, identity.eps_255), cell)
+        return found
+
+    def errs(self, source: str | None, target: str, label: str, eps: float | None) -> np.ndarray | None:
+        """Whether a target errs on each example, bool [N]; None where no such cell is among the report's.
+
+        Args:
+            source: run or model that crafted; None for clean inputs.
+            target: run or model that is scored.
+            label: the attack in words, without its budget; ``clean`` for clean inputs.
+            eps: budget in units of 1/255; 0 for clean inputs.
+        """
+        cell = self.by_names.get((source, target, label, eps))
+        return None if cell is None else wrong(cell)
 
     @cached_property
     def weights(self) -> dict[str, str]:

@@ -1,22 +1,45 @@
 """From a report's folder to its page."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustmix.report import checks, comparison, glossary, robustness, tables, words
+from robustmix.report import (
+    audit_block,
+    bibliography,
+    checks,
+    comparison,
+    effects_view,
+    glossary,
+    robustness,
+    tables,
+    words,
+)
+from robustmix.report.answer import HeadlineTable, answer, headline_tables, question
+from robustmix.report.checklist import checklist
+from robustmix.report.claims import claims
+from robustmix.report.cost import cost
+from robustmix.report.distributions import distributions
+from robustmix.report.drawing import Drawing, key, lines
+from robustmix.report.effects import effects
 from robustmix.report.evidence import Evidence
-from robustmix.report.figures import Drawing, eps_curves, key, lines, transfer_matrices
+from robustmix.report.figures import eps_curves, transfer_matrices
+from robustmix.report.gallery_view import strips
 from robustmix.report.histories import LOG_FROM, training_curves
+from robustmix.report.markup import Script, sort_value
 from robustmix.report.material import Material
-from robustmix.report.text import NONE, budget, stated
+from robustmix.report.methods_text import paragraphs
+from robustmix.report.text import NONE, stated
 from robustmix.store.atomic import write_text
 
 INDEX: Final = "index.html"
 HERE: Final = Path(__file__).parent
+# As many tables as a first screen has room for.
+MOST_HEADS: Final = 2
 # Errors of the last epoch, by column of a history, as the table of the runs heads them; some are always shown.
 ERRORS: Final = {
     "train_error": "Training error",
@@ -27,6 +50,34 @@ ERRORS: Final = {
     "test_error": "Test error",
 }
 USUAL_ERRORS: Final = ("train_error", "train_error_mixed", "test_error")
+# The sections that are there only if what is named behind them says anything.
+CONTENTS: Final = (
+    ("before", "Before any number", "warnings"),
+    ("effects", "Effects", "effects"),
+    ("comparison", "Published and measured", ""),
+    ("claims", "Claims", "claims"),
+    ("curves", "Error against budget", ""),
+    ("matrices", "Transfer", ""),
+    ("paired", "Two networks", "paired"),
+    ("breaking", "Smallest breaking budget", "breaking"),
+    ("worst", "Worst case", "worst"),
+    ("gallery", "Adversarial examples", ""),
+    ("distributions", "How sure", "distributions"),
+    ("gradients", "Was there a gradient?", "gradients"),
+    ("faster", "Faster crafting", "faster"),
+    ("rounded", "Rounded to 8 bits", "rounded"),
+    ("results", "All results", ""),
+    ("training", "Training", ""),
+    ("histories", "Training curves", "histories"),
+    ("cost", "Cost", ""),
+    ("audit", "Audit", ""),
+    ("checklist", "Checklist", ""),
+    ("provenance", "Provenance", ""),
+    ("methods", "Methods", ""),
+    ("bibtex", "BibTeX", ""),
+    ("reading", "How to read it", ""),
+    ("sources", "Sources", ""),
+)
 
 
 def render(folder: Path) -> Path:
@@ -51,52 +102,121 @@ def render(folder: Path) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    compared = comparison.comparison_tables(material)
-    legend = [(name, material.family_of[name], Markup(key(name, line))) for name, line in lines(material).items()]
-    training = tables.training_rows(material)
-    text = environment.get_template("page.html.j2").render(
-        evidence=material.evidence,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        warnings=words.warnings(material),
-        answers=words.answers(material),
-        scope=words.scope(material),
-        comparisons=compared,
-        marks=comparison.marks(compared),
-        sources=comparison.cited(compared),
-        families=list(material.families),
-        means=[
-            (f"{label} at {budget(eps)}", tables.headline_table(material, label))
-            for label in material.attacks
-            if (eps := material.headline(label)) is not None
-        ],
-        legend=legend,
-        legend_of_runs=[entry for entry in legend if entry[0] in material.runs],
-        curves=_safe(eps_curves(material)),
-        matrices=_safe(transfer_matrices(material)),
-        breaking=[table for table in robustness.breaking_tables(material) if table.rows],
-        worst=robustness.worst_cases(material),
-        gradients=checks.gradients(material),
-        saturated=checks.saturated(material),
-        faster=checks.faster(material),
-        rounded=checks.rounded(material),
-        results=tables.results_table(material),
-        training=training,
-        seeds=tables.seeds_table(material),
-        errors=[(key, name) for key, name in ERRORS.items() if key in USUAL_ERRORS or _said(training, key)],
-        shows_also=_said(training, "also"),
-        histories=_safe(training_curves(material)),
-        log_from=LOG_FROM,
-        facts=tables.provenance(material),
-        runs=list(material.runs.values()),
-        models=list(material.models.values()),
-        stated=stated,
-        terms=glossary.terms(material),
-        name=folder.name,
-        report_command=_report_command(folder.name, material.evidence),
-    )
+    environment.filters["sort_value"] = sort_value
+    parts = {
+        "name": folder.name,
+        "evidence": material.evidence,
+        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        "script": Script.read(HERE / "page.js"),
+        **_first_screen(material),
+        **_compared(material),
+        **_figures(material),
+        **_trust(material),
+        **_training(material),
+        **_record(material),
+        "strips": strips(material, folder),
+        "report_command": _report_command(folder.name, material.evidence),
+    }
+    contents = [(id, text) for id, text, part in CONTENTS if not part or _says_anything(parts[part])]
+    text = environment.get_template("page.html.j2").render(**parts, contents=contents)
     page = folder / INDEX
     write_text(page, text)
     return page
+
+
+def _first_screen(material: Material) -> dict[str, Any]:
+    heads, others = _heads(material)
+    return {
+        "question": question(material),
+        "answer": answer(material),
+        "heads": heads,
+        "other_heads": others,
+        "warnings": words.warnings(material),
+        "answers": words.answers(material),
+        "scope": words.scope(material),
+        "audits": audit_block.audit_blocks(material),
+        "unaudited": audit_block.unaudited(material),
+        "orderings": audit_block.orderings(),
+    }
+
+
+def _heads(material: Material) -> tuple[list[HeadlineTable], list[HeadlineTable]]:
+    """The tables of the first screen, of the attacks that publications mean by their names, and all others."""
+    found = headline_tables(material)
+    plain = {result.label for result in material.results if result.plain}
+    first = [table for table in found if table.title.rpartition(" at ")[0] in plain] or found
+    first = first[:MOST_HEADS]
+    return first, [table for table in found if table not in first]
+
+
+def _compared(material: Material) -> dict[str, Any]:
+    found, compared = effects(material), comparison.comparison_tables(material)
+    apart = [table for table in compared if not table.comparable]
+    cited = comparison.cited(compared)
+    return {
+        "effects": effects_view.effects_table(found),
+        "effects_scope": effects_view.effects_scope(found),
+        "effects_speak_of_methods": effects_view.speak_of_methods(found),
+        "comparisons": [table for table in compared if table not in apart],
+        "apart": apart,
+        "marks": comparison.marks(compared),
+        "sources": cited,
+        "claims": claims(material),
+        "paired": robustness.paired_tests(material),
+        "bibtex": bibliography.bibtex(material, cited),
+    }
+
+
+def _figures(material: Material) -> dict[str, Any]:
+    legend = [(name, material.family_of[name], Markup(key(name, line))) for name, line in lines(material).items()]
+    return {
+        "legend": legend,
+        "legend_of_runs": [entry for entry in legend if entry[0] in material.runs],
+        "curves": _safe(eps_curves(material)),
+        "matrices": _safe(transfer_matrices(material)),
+        "distributions": _safe(distributions(material)),
+        "histories": _safe(training_curves(material)),
+        "log_from": LOG_FROM,
+        "breaking": [table for table in robustness.breaking_tables(material) if table.rows],
+        "worst": robustness.worst_cases(material),
+    }
+
+
+def _trust(material: Material) -> dict[str, Any]:
+    items = [[item.what, item.state, item.where] for item in checklist(material)]
+    return {
+        "gradients": checks.gradients(material),
+        "saturated": checks.saturated(material),
+        "faster": checks.faster(material),
+        "rounded": checks.rounded(material),
+        "results": tables.results_table(material),
+        "checklist": tables.Table(
+            "Done, not done or not applicable", ("Item", "State", "Where, and how"), items, texts=3
+        ),
+    }
+
+
+def _training(material: Material) -> dict[str, Any]:
+    training = tables.training_rows(material)
+    return {
+        "training": training,
+        "seeds": tables.seeds_table(material),
+        "errors": [(key, name) for key, name in ERRORS.items() if key in USUAL_ERRORS or _said(training, key)],
+        "shows_also": _said(training, "also"),
+        "cost": cost(material),
+    }
+
+
+def _record(material: Material) -> dict[str, Any]:
+    return {
+        "facts": tables.provenance(material),
+        "runs": list(material.runs.values()),
+        "models": list(material.models.values()),
+        "stated": stated,
+        "audit_commands": list(dict.fromkeys(record.command for record in material.evidence.audits)),
+        "methods": paragraphs(material),
+        "terms": glossary.terms(material),
+    }
 
 
 def _report_command(name: str, evidence: Evidence) -> str:
@@ -104,11 +224,15 @@ def _report_command(name: str, evidence: Evidence) -> str:
     return shlex.join(["robustmix", "report", name, *suite, "--data", evidence.data])
 
 
+def _says_anything(part: object) -> bool:
+    return bool(part.rows if isinstance(part, tables.Table) else part)
+
+
 def _said(rows: list[dict[str, str]], key: str) -> bool:
     """Whether a column of a table says anything."""
     return any(row[key] != NONE for row in rows)
 
 
-def _safe(drawings: list[Drawing]) -> list[tuple[str, Markup]]:
+def _safe(drawings: Iterable[Drawing]) -> list[tuple[str, Markup]]:
     """Figures whose texts matplotlib and `figures` have escaped."""
     return [(drawing.title, Markup(drawing.svg)) for drawing in drawings]

@@ -1,16 +1,47 @@
-"""What no single attack and no single budget says: smallest breaking budgets, and the worst of all attacks."""
+"""Networks image by image: paired tests, smallest breaking budgets, and the worst of all attacks."""
 
 import math
 from dataclasses import dataclass
 
+from robustmix.report.effects import Paired, Role, paired
 from robustmix.report.material import Material
 from robustmix.report.tables import Table
-from robustmix.report.text import budget, interval, percent, probability, signed_span, span
-from robustmix.stats import wilson
+from robustmix.report.text import budget, interval, percent, points, probability, signed_span, span
+from robustmix.stats import sign_test, wilson
 from robustmix.store.cells import Cell
 from robustmix.store.examples import Breaking, breaking, common_attacks, paired_breaking, worst_case
 from robustmix.store.results import wrong
 from robustmix.units import format_budget
+
+
+def paired_tests(material: Material) -> Table:
+    """Pairs of checkpoints on the same images: which of the two errs where the other does not.
+
+    Without an attack and under every attack that publications mean by its name alone, each network by its own gradient,
+    at the headline budget. It speaks of these checkpoints, not of the methods that trained them.
+    """
+    plain = {r.label for r in material.results if r.plain and r.source}
+    attacks: list[tuple[Role, str, float]] = [("clean", "clean", 0.0)]
+    attacks += [
+        ("white", label, eps) for label in material.attacks if label in plain and (eps := material.headline(label))
+    ]
+    rows = []
+    for role, label, eps in attacks:
+        name = "no attack" if role == "clean" else f"{label} at {budget(eps)}"
+        for first, second in _pairs(material):
+            found = paired(material, role, label, eps, first, second)
+            if found:
+                rows.append([name, first, second, *_paired(found)])
+    sides = ("First errs", "Second errs", "Only first", "Only second")
+    header = ("Attack", "First", "Second", *sides, "Second less first", "[95 %]", "p")
+    caption = "Two checkpoints on the same images in the white box: exact McNemar test, of these two and not of methods"
+    return Table(caption, header, rows, texts=3)
+
+
+def _paired(found: Paired) -> list[str]:
+    shares = [percent(count / found.n) for count in found.errors]
+    difference = [points(found.observed), interval(*found.interval)]
+    return [*shares, *map(str, found.only), *difference, probability(sign_test(*found.only))]
 
 
 def breaking_tables(material: Material) -> tuple[Table, Table]:

@@ -18,8 +18,6 @@ from robustmix.report.text import (
     method_name,
     passes,
     percent,
-    plural,
-    spread,
     stated,
     train_examples,
 )
@@ -44,26 +42,6 @@ class Table:
     rows: list[list[str]]
     texts: int
     naming: int = 0
-
-
-def headline_table(material: Material, label: str) -> list[tuple[str, list[tuple[str, str, str] | None]]]:
-    """Rows of family x family means at the headline budget: (source, [(mean, range, number of pairs) per family])."""
-    eps = material.headline(label)
-    rows: list[tuple[str, list[tuple[str, str, str] | None]]] = []
-    for source, crafters in {"no attack": None, "itself (white box)": None, **material.families}.items():
-        role = "transfer" if crafters else "white" if "box" in source else "clean"
-        at = {"eps": 0.0} if role == "clean" else {"eps": eps, "label": label}
-        results = [r for r in material.find(role, **at) if crafters is None or r.source in crafters]
-        cells = []
-        for family in material.families:
-            errors = [r.error for r in results if material.family_of[r.target] == family]
-            noun = "pair" if crafters else "run"
-            mean = sum(errors) / len(errors) if errors else 0
-            cells.append((percent(mean), spread(errors), plural(len(errors), noun)) if errors else None)
-        if any(cells):
-            named = crafters and source not in material.models
-            rows.append((f"a run of {source}" if named else source, cells))
-    return rows
 
 
 def training_rows(material: Material) -> list[dict[str, str]]:

@@ -51,7 +51,8 @@ def percent(share: float | None) -> str:
 
 def interval(low: float, high: float) -> str:
     """An interval of shares in per cent: ``[27.6, 37.2]``."""
-    return f"[{100 * low:.1f},{NBSP}{100 * high:.1f}]"
+    # Plus 0, lest what rounds to nothing keeps its sign.
+    return f"[{round(100 * low, 1) + 0:.1f},{NBSP}{round(100 * high, 1) + 0:.1f}]"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -90,6 +91,18 @@ def probability(p: float) -> str:
 def points(difference: float) -> str:
     """A difference of two shares in percentage points: ``+0.4``."""
     return f"{100 * difference:+.1f}"
+
+
+def amount(difference: float) -> str:
+    """A difference of two shares as a comparative: ``12.3 points less``; ``as often`` where it rounds to nothing."""
+    size = f"{100 * abs(difference):.1f}"
+    return "as often" if size == "0.0" else f"{size} points {'less' if difference < 0 else 'more'}"
+
+
+def range_of(difference: float, low: float, high: float) -> str:
+    """The interval of a difference as `amount` reads it: of ``12.3 points less`` ``[8.1, 16.5]``."""
+    less = amount(difference).endswith("less")
+    return interval(-high, -low) if less else interval(low, high)
 
 
 def passes(forward: float, backward: float) -> str:

@@ -1,7 +1,6 @@
 """The page's generated sentences. They speak of runs and models by their names, never of methods."""
 
 from collections.abc import Sequence
-from itertools import product
 
 from robustmix.comparability import UNFITTED
 from robustmix.published import find, sources
@@ -20,13 +19,12 @@ from robustmix.report.text import (
     stated,
     train_examples,
 )
+from robustmix.stats import SEEDS_FOR_METHODS
 
 # As many runs as one sentence can name.
 MOST = 6
 # As many attacks as the first screen can tell of, those that publications use first.
 MOST_ATTACKS = 4
-# A claim about methods needs a test over the means of at least so many seeds.
-SEEDS_FOR_METHODS = 3
 
 
 def warnings(material: Material) -> list[str]:
@@ -35,7 +33,7 @@ def warnings(material: Material) -> list[str]:
 
 
 def answers(material: Material) -> list[str]:
-    """The measured errors at the headline budget, one sentence per attack and kind of source, for a few attacks."""
+    """What the runs err, by name: without an attack, and in the white box of a few attacks at the headline budget."""
     found = [_clean(material)]
     plain = {result.label for result in material.results if result.plain}
     labels = sorted(material.attacks, key=lambda label: label not in plain)
@@ -43,36 +41,29 @@ def answers(material: Material) -> list[str]:
         eps = material.headline(label)
         white = [r for r in material.find("white", label=label, eps=eps) if r.target in _named(material)]
         if white and eps:
-            sentence = f"Under white-box {label} at {budget(eps)}, {_errors(white, of_n=True)}."
-            found.append(" ".join([sentence, *_pairs(material.find("white", label=label, eps=eps), material)]))
-    for label in labels[:MOST_ATTACKS]:
-        eps = material.headline(label)
-        sentences = []
-        for source in _sources(material):
-            results = material.find("transfer", label=label, eps=eps, source=source)
-            results = [r for r in results if r.target in _named(material)]
-            if results:
-                sentences.append(f"crafted on {source}, {_errors(results)}")
-        if sentences and eps:
-            found.append(f"Transferred {label} at {budget(eps)}: {'; '.join(sentences)}.")
+            found.append(f"Under white-box {label} at {budget(eps)}, {_errors(white, of_n=True)}.")
     if len(labels) > MOST_ATTACKS:
         found.append(f"{plural(len(labels) - MOST_ATTACKS, 'more attack')} stand in the tables and figures below.")
     return found
 
 
 def scope(material: Material) -> str:
-    """What the intervals and the comparison do not say."""
+    """Of what the intervals speak: of these networks, and from enough seeds on of the methods."""
     counts = {family: len(names) for family, names in material.families.items() if family not in material.models}
     text = (
-        "The intervals are 95 % Wilson intervals over the test images: they speak of these trained networks, "
-        "not of how another run of the same recipe would turn out."
+        "The intervals of single networks are 95 % Wilson intervals over the test images: they speak of these trained "
+        "networks, not of how another run of the same recipe would turn out."
     )
     if not counts:
         return f"{text} Each network is one of its kind: nothing here is a claim about methods."
     seeds = join_names(f"{plural(count, 'run')} of {family}" for family, count in counts.items())
-    if min(counts.values()) < SEEDS_FOR_METHODS:
+    enough = [family for family, count in counts.items() if count >= SEEDS_FOR_METHODS]
+    if len(enough) < 2:
         return f"{text} With {seeds}, fewer than {SEEDS_FOR_METHODS} seeds each, nothing here is a claim about methods."
-    return f"{text} There are {seeds}; no test over seeds was made, so nothing here is a claim about methods."
+    return (
+        f"{text} There are {seeds}: where two ways of training have {SEEDS_FOR_METHODS} seeds each, their difference "
+        "is a claim about methods, with an interval over seeds and images."
+    )
 
 
 def _clean(material: Material) -> str:
@@ -89,29 +80,6 @@ def _errors(results: Sequence[Result], *, of_n: bool = False) -> str:
     return join_names(parts)
 
 
-def _pairs(white: Sequence[Result], material: Material) -> list[str]:
-    """How often a run of another family errs less than one of plain ERM: a count of pairs, not a test."""
-    by_family: dict[str, list[Result]] = {}
-    for result in (r for r in white if r.target in material.runs and r.target not in material.base):
-        by_family.setdefault(material.family_of[result.target], []).append(result)
-    base = [r for r in white if r.target in material.base]
-    found = []
-    for results in by_family.values():
-        pairs = list(product(base, results))
-        if len(pairs) < 2:
-            continue
-        less = sum(other.error < erm.error for erm, other in pairs)
-        more = sum(other.error > erm.error for erm, other in pairs)
-        ours, theirs = join_names(r.target for r in results), join_names(r.target for r in base)
-        tied = len(pairs) - less - more
-        ties = f" and ties in {tied}" if tied else ""
-        found.append(
-            f"Of the {plural(len(pairs), 'pair')} of one of {theirs} and one of {ours}, the latter errs less in {less} "
-            f"and more in {more}{ties}."
-        )
-    return found
-
-
 def _named(material: Material) -> list[str]:
     """What sentences name: every target if they are few, else the published design's and one of each other family."""
     names = [name for name in material.names if name in material.evidence.targets]
@@ -121,17 +89,6 @@ def _named(material: Material) -> list[str]:
     named = dict.fromkeys([*suite.published.white, *suite.published.targets] if suite and suite.published else [])
     others = [family[0] for family in material.families.values() if not named.keys() & set(family)]
     return [*named, *others[: max(0, MOST - len(named))]]
-
-
-def _sources(material: Material) -> list[str]:
-    """One source per family: an ERM source alone would answer by construction."""
-    suite = material.evidence.suite
-    design = suite.published.source if suite and suite.published else None
-    chosen = []
-    for names in material.families.values():
-        crafts = [name for name in names if name in material.evidence.sources]
-        chosen += [design] if design in crafts else crafts[:1]
-    return [name for name in chosen if name]
 
 
 def _training(material: Material) -> list[str]:

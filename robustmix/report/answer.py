@@ -1,0 +1,303 @@
+"""The page's first screen in words: the question, one sentence that answers it, and the means that it rests on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from robustmix.report.effects import FGSM, IFGSM, NOT_ROBUST, Effect, Paired, effects, errors, paired
+from robustmix.report.material import Material
+from robustmix.report.text import (
+    amount,
+    budget,
+    interval,
+    join_names,
+    percent,
+    plural,
+    points,
+    range_of,
+    spread,
+)
+from robustmix.stats import SEEDS_FOR_METHODS, difference, mean_interval
+
+# As many runs as one sentence can name.
+MOST_NAMED: Final = 4
+
+# Who crafts, and per family of targets the mean error, the range over the pairs and how many they are.
+Row = tuple[str, tuple[tuple[str, str, str] | None, ...]]
+
+
+# ---- the question and its answer ---------------------------------------------------------------------------
+
+
+def question(material: Material) -> str:
+    """What the page answers; it names methods where there are three seeds of each, else runs."""
+    base, family = material.base_family, material.main_family
+    if base is None or family is None:
+        return f"How robust {_verb(names := list(material.evidence.targets))} {_named(names)} on {material.facts.data}?"
+    names, others = (_scored(material, one) for one in (family, base))
+    if min(len(names), len(others)) >= SEEDS_FOR_METHODS:
+        return f"How robust is {family} compared with {base} on {material.facts.data}?"
+    return f"How robust {_verb(names)} {_named(names)} compared with {_named(others)} on {material.facts.data}?"
+
+
+def answer(material: Material) -> str:
+    """One sentence: how much more or less often, with 95 % intervals, and what follows from it."""
+    base, family = material.base_family, material.main_family
+    if base is None or family is None:
+        return _levels(material)
+    white = {e.label: e for e in effects(material) if e.role == "white" and e.family == family}
+    chosen = [white[label] for label in (FGSM, IFGSM) if label in white] or list(white.values())[:1]
+    if not chosen:
+        return _levels(material)
+    if all(effect.about == "methods" for effect in chosen):
+        return f"{_measured(chosen)}: {_verdict(chosen, material)}{_corrected(chosen)}."
+    return f"{_of_runs(chosen, material)}, so nothing here is a claim about methods."
+
+
+def _measured(chosen: Sequence[Effect]) -> str:
+    """``At 4/255 mixup errs 12.3 points less than ERM under white-box FGSM [8.1, 16.5] and ...``."""
+    parts = [_part(e, f"{e.family} errs", e.base, e.ends) for e in chosen]
+    return _joined(parts, chosen)
+
+
+def _part(effect: Effect, subject: str, other: str, ends: tuple[float, float] | None) -> tuple[str, str]:
+    """What one attack says, in full and for standing behind another."""
+    how = amount(effect.observed)
+    range_ = f" {range_of(effect.observed, *ends)}" if ends else ""
+    than = "as" if how == "as often" else "than"
+    where = f"under white-box {effect.label}"
+    return f"{subject} {how} {than} {other} {where}{range_}", f"{how} under {effect.label}{range_}"
+
+
+def _joined(parts: Sequence[tuple[str, str]], chosen: Sequence[Effect]) -> str:
+    at = f"At {budget(chosen[0].eps)}"
+    if len(parts) == 1:
+        return f"{at} {parts[0][0]}"
+    same = (chosen[0].observed < 0) == (chosen[1].observed < 0)
+    return f"{at} {parts[0][0]} {'and' if same else 'but'} {parts[1][1]}"
+
+
+def _verdict(chosen: Sequence[Effect], material: Material) -> str:
+    """What the declared white-box effects mean; a gain under FGSM alone is none."""
+    by_label = {effect.label: effect for effect in chosen}
+    fgsm, ifgsm = by_label.get(FGSM), by_label.get(IFGSM)
+    if fgsm is None or ifgsm is None:
+        (only,) = chosen
+        return _single(only)
+    step, iterated = fgsm.direction, ifgsm.direction
+    helpless = [percent(low) for low in _lowest(ifgsm, material)]
+    if helpless:
+        looks = "it only looks more robust: " if step == -1 else "neither is robust: "
+        return f"{looks}under {IFGSM} both err on at least nine images in ten ({' and '.join(helpless)})"
+    if iterated == -1:
+        return {
+            -1: "it is more robust in the white box",
+            0: "it is more robust to the stronger attack, and to FGSM that is undecided",
+            1: "it is more robust to the stronger attack and less to the weaker one",
+        }[step or 0]
+    if step == -1:
+        apart = fgsm.difference and ifgsm.difference and ifgsm.difference.low > fgsm.difference.high
+        if iterated == 1 or apart:
+            return "it looks more robust than it is"
+        return "under the stronger attack, whether it is more robust is undecided"
+    if 1 in (step, iterated):
+        return "it is less robust in the white box" if step == iterated else f"it is less robust to {_which(chosen)}"
+    return "which of the two is more robust is undecided"
+
+
+def _corrected(chosen: Sequence[Effect]) -> str:
+    """Why an interval that leaves out 0 may decide nothing."""
+    alone = any(e.direction == 0 and e.ends and not e.ends[0] <= 0 <= e.ends[1] for e in chosen)
+    return " once the declared tests are corrected together (Holm)" if alone else ""
+
+
+def _which(chosen: Sequence[Effect]) -> str:
+    worse = next(effect.label for effect in chosen if effect.direction == 1)
+    other = next(effect.label for effect in chosen if effect.direction != 1)
+    return f"{worse}, and to {other} that is undecided"
+
+
+def _single(effect: Effect) -> str:
+    """What a single attack can say."""
+    if effect.direction == 0:
+        return "whether it is more robust to it is undecided"
+    if effect.direction == 1:
+        return "it is less robust to it"
+    alone = " alone, which by itself is no evidence of robustness" if effect.label == FGSM else ""
+    return f"it is more robust to it{alone}"
+
+
+def _lowest(effect: Effect, material: Material) -> list[float]:
+    """The mean errors of the base and the family where both are near the ceiling for sure, else none."""
+    means = []
+    for names in effect.names:
+        rates = errors(material, "white", effect.label, effect.eps, names)[0].mean(axis=1)
+        if mean_interval(list(rates))[0] < NOT_ROBUST:
+            return []
+        means.append(float(rates.mean()))
+    return means
+
+
+def _of_runs(chosen: Sequence[Effect], material: Material) -> str:
+    """The same of runs by name: their means where there are two of each, else one of each on the same images."""
+    counts = chosen[0].runs
+    if min(counts) > 1:
+        (base, family), on = chosen[0].names, " on average"
+        ends = [effect.ends for effect in chosen]
+    else:
+        base, family = ((names[0],) for names in chosen[0].names)
+        on = f" on these {plural(chosen[0].n, 'image')}"
+        pairs = [_paired(material, effect, base[0], family[0]) for effect in chosen]
+        chosen = [replace(e, observed=pair.observed) for e, pair in zip(chosen, pairs, strict=True)]
+        ends = [pair.interval for pair in pairs]
+    subject = f"{_named(family)} {'errs' if len(family) == 1 else 'err'}"
+    parts = [_part(e, subject, _named(base) + on, end) for e, end in zip(chosen, ends, strict=True)]
+    few = "fewer than three seeds " + ("each" if max(counts) < SEEDS_FOR_METHODS else "of one kind")
+    seeds = {(1, 1): "one seed each", (2, 2): "two seeds each"}.get(counts, few)
+    return f"{_joined(parts, chosen)}; {seeds}"
+
+
+def _paired(material: Material, effect: Effect, first: str, second: str) -> Paired:
+    found = paired(material, "white", effect.label, effect.eps, first, second)
+    assert found is not None, "an effect's runs have its cells"
+    return found
+
+
+def _levels(material: Material) -> str:
+    """Of networks that nothing is held against: how often each errs under the strongest attack on record."""
+    named = [name for name in material.names if name in material.evidence.targets]
+    found = []
+    for name in named[:MOST_NAMED]:
+        clean = material.find("clean", target=name)[0]
+        white = [r for r in material.find("white", target=name) if r.eps and r.eps == material.headline(r.label)]
+        text = f"{name} errs on {percent(clean.error)} of {plural(clean.n, 'image')} without an attack"
+        if white:
+            worst = max(white, key=lambda r: (r.error, r.label))
+            attack = f"under white-box {worst.label} at {budget(worst.eps or 0)}"
+            text += f" and on {percent(worst.error)} {interval(worst.low, worst.high)} {attack}"
+        found.append(text)
+    more = len(named) - len(found)
+    rest = f"; {plural(more, 'more network')} {'stand' if more > 1 else 'stands'} in the tables" if more else ""
+    single = "one network, " if len(named) == 1 else ""
+    return f"{'; '.join(found)}{rest}; {single}no plain ERM to compare with, so nothing here is a claim about methods."
+
+
+def _scored(material: Material, family: str) -> list[str]:
+    return [name for name in material.families[family] if name in material.evidence.targets]
+
+
+def _named(names: Sequence[str]) -> str:
+    shown, more = names[:MOST_NAMED], len(names) - MOST_NAMED
+    return join_names([*shown, f"{more} more"] if more > 0 else shown)
+
+
+def _verb(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+# ---- who crafts and who is scored --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadlineTable:
+    """Means over the pairs of a family of sources and a family of targets, at the headline budget.
+
+    Attributes:
+        title: attack and budget, in words.
+        families: that are scored, one per column.
+        rows: who crafts, and per family the mean error, the range over the pairs (empty for a single one) and how many
+            they are; None where nothing was measured.
+        advantage: how much more the networks err under examples of their own family, in words; None where no network
+            was attacked by another of its own family.
+    """
+
+    title: str
+    families: tuple[str, ...]
+    rows: tuple[Row, ...]
+    advantage: str | None
+
+
+def headline_tables(material: Material) -> list[HeadlineTable]:
+    """One table per attack that has a budget."""
+    found = []
+    for label in material.attacks:
+        eps = material.headline(label)
+        if eps is not None:
+            title = f"{label} at {budget(eps)}"
+            advantage = _advantage(material, label, eps)
+            found.append(HeadlineTable(title, tuple(material.families), _rows(material, label, eps), advantage))
+    return found
+
+
+def _rows(material: Material, label: str, eps: float) -> tuple[Row, ...]:
+    rows = []
+    for source, crafters in {"no attack": None, "itself (white box)": None, **material.families}.items():
+        role = "transfer" if crafters else "white" if "box" in source else "clean"
+        at = {"eps": 0.0} if role == "clean" else {"eps": eps, "label": label}
+        results = [r for r in material.find(role, **at) if crafters is None or r.source in crafters]
+        cells: list[tuple[str, str, str] | None] = []
+        for family in material.families:
+            rates = [r.error for r in results if material.family_of[r.target] == family]
+            noun = "pair" if crafters else "run"
+            mean = sum(rates) / len(rates) if rates else 0
+            cells.append((percent(mean), spread(rates), plural(len(rates), noun)) if rates else None)
+        if any(cells):
+            named = crafters and source not in material.models
+            rows.append((f"a run of {source}" if named else source, tuple(cells)))
+    return tuple(rows)
+
+
+def _advantage(material: Material, label: str, eps: float) -> str | None:
+    """The home advantage of two families, the base and the main one or the first two, each counting half.
+
+    A network's own is its mean error under examples of other networks of its family less that under examples of the
+    other family. Whether some sources are stronger for everybody cancels: they count for one family and against the
+    other. The interval is that of `robustmix.stats.difference` over networks and images.
+    """
+    pair = [name for name in (material.base_family, material.main_family) if name]
+    families = pair if len(pair) == 2 else [name for name in material.families if name not in material.models][:2]
+    if len(families) < 2:
+        return None
+    homes = []
+    for family, other in (families, families[::-1]):
+        targets = _scored(material, family)
+        own, theirs = (
+            errors(material, "transfer", label, eps, targets, _crafting(material, name)) for name in (family, other)
+        )
+        homes.append(_home(own, theirs))
+    if not all(len(home) for home in homes):
+        return None
+    each = [float(home.mean()) for home in homes]
+    value = sum(each) / 2
+    counts = [len(home) for home in homes]
+    by_network = [float(home.mean()) for homes_of in homes for home in homes_of]
+    if min(counts) >= SEEDS_FOR_METHODS:
+        # The sum of both is the difference between one and the opposite of the other.
+        found = difference(-homes[1][None], homes[0][None])
+        ends = interval(found.low / 2, found.high / 2)
+        return (
+            f"Home advantage: {points(value)} points {ends}. Networks of {families[0]} and of {families[1]} err so "
+            "much more under examples of other networks of their own kind than under those of the other kind."
+        )
+    runs = _named([name for family in families for name in _scored(material, family)])
+    return (
+        f"Home advantage: {points(value)} points ({spread(by_network)} over the networks, fewer than "
+        f"{SEEDS_FOR_METHODS} seeds each). So much more {runs} err under examples of other runs of their own recipe "
+        "than under those of the other one."
+    )
+
+
+def _crafting(material: Material, family: str) -> list[str]:
+    return [name for name in material.families[family] if name in material.evidence.sources]
+
+
+def _home(own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The advantage of each network that both kinds have attacked, image by image, [networks, images]."""
+    found = []
+    for t in range(own.shape[1]):
+        sides = [side[:, t][~np.isnan(side[:, t]).any(axis=1)] for side in (own, theirs)]
+        if all(len(side) for side in sides):
+            found.append(sides[0].mean(axis=0) - sides[1].mean(axis=0))
+    return np.array(found).reshape(len(found), own.shape[2])

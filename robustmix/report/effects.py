@@ -1,0 +1,266 @@
+"""How much more or less often the networks of one way of training err than those of plain ERM, with its uncertainty.
+
+A family is compared with the base on the same examples: every network attacked by itself in the white box, and under
+transfer from the same sources, never itself. The declared family of tests is {white box, transfer} x {FGSM, I-FGSM} at
+the headline budget, by the attacks as publications mean them; its p values are corrected together (Holm 1979). All else
+is descriptive.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from robustmix.report.material import Material
+from robustmix.report.text import join_names
+from robustmix.spec.attack import ATTACK_TITLES, DEFAULT_STEPS
+from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference, holm, paired_interval
+
+Role = Literal["clean", "white", "transfer"]
+
+FGSM: Final = ATTACK_TITLES["fgsm"]
+IFGSM: Final = f"{ATTACK_TITLES['ifgsm']}, {DEFAULT_STEPS} steps"
+# The attacks of the declared family, as their sweeps are called when every parameter is the usual one.
+DECLARED: Final = (FGSM, IFGSM)
+# A declared effect counts below this p, after Holm.
+LEVEL: Final = 0.05
+# From this error on, under an attack, a network is not robust to it, whichever of two errs less.
+NOT_ROBUST: Final = 0.9
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The difference in error between two families under one attack.
+
+    Attributes:
+        role: ``clean``, ``white`` or ``transfer``.
+        label: the attack in words, without its budget; ``clean`` for none.
+        attack: its name in results.
+        eps: budget in units of 1/255; 0 for none.
+        base: family that the other is held against.
+        family: the other one.
+        source: family of the sources, both families' names where they are pooled in pairs; None but in transfer.
+        names: runs of the base and of the family.
+        n: test examples.
+        observed: mean error of the family's runs less that of the base's, a fraction.
+        difference: the same with its interval; None below two runs of each.
+        p: that there is no difference, after Holm; None unless declared and with two runs of each.
+        declared: whether it belongs to the declared family of tests.
+        about: ``methods`` from three seeds of each on (and of each family of sources), else ``runs``.
+    """
+
+    role: Role
+    label: str
+    attack: str
+    eps: float
+    base: str
+    family: str
+    source: str | None
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+    n: int
+    observed: float
+    difference: Difference | None
+    p: float | None
+    declared: bool
+    about: Literal["methods", "runs"]
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """How many runs of the base and of the family."""
+        return len(self.names[0]), len(self.names[1])
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval of the difference; None below two runs of each."""
+        return (self.difference.low, self.difference.high) if self.difference else None
+
+    @property
+    def direction(self) -> Literal[-1, 0, 1] | None:
+        """-1 where the family's method errs less, 1 where it errs more, 0 where that is undecided.
+
+        The interval decides, and for a declared effect the p value after Holm as well. None where the effect does not
+        speak of methods.
+        """
+        found = self.difference
+        if found is None or self.about == "runs":
+            return None
+        if found.low <= 0 <= found.high or (self.p is not None and self.p >= LEVEL):
+            return 0
+        return -1 if found.estimate < 0 else 1
+
+
+def effects(material: Material) -> list[Effect]:
+    """Every family of runs against the base, under every attack at its headline budget.
+
+    In the white box first, then under transfer: over pairs of a source of the base and one of the family, so that
+    neither is favoured, then from each family of sources. Empty where there is no plain ERM, or nothing beside it.
+    """
+    base = material.base_family
+    if base is None:
+        return []
+    found = []
+    for family in (name for name in material.families if name not in material.models and name != base):
+        for role in ("white", "transfer"):
+            for label in material.attacks:
+                found += _of_attack(material, role, label, base, family)
+    return _corrected(found)
+
+
+def pooled(base: str, family: str) -> str:
+    """What the source of an effect is called that is pooled over pairs of one source of either family."""
+    return join_names((base, family))
+
+
+def errors(
+    material: Material, role: Role, label: str, eps: float, targets: Sequence[str], sources: Sequence[str] = ()
+) -> np.ndarray:
+    """Whether each target errs on each example, float [sources, targets, images].
+
+    NaN where a source would be attacked by itself, or where a cell is missing. Without an attack and in the white box
+    there is one row of sources.
+    """
+    rows: list[list[np.ndarray | None]]
+    if role == "transfer":
+        rows = [[None if s == t else material.errs(s, t, label, eps) for t in targets] for s in sources]
+    else:
+        rows = [[material.errs(None if role == "clean" else t, t, label, eps) for t in targets]]
+    found = np.full((len(rows), len(targets), material.find("clean")[0].n), np.nan)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            if cell is not None:
+                found[i, j] = cell
+    return found
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two checkpoints on the same examples.
+
+    Attributes:
+        errors: of the first and the second.
+        only: examples that only the first gets wrong, and that only the second does.
+        n: examples.
+    """
+
+    errors: tuple[int, int]
+    only: tuple[int, int]
+    n: int
+
+    @property
+    def observed(self) -> float:
+        """The second's error less the first's, a fraction."""
+        return (self.errors[1] - self.errors[0]) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of `observed`, at 95 %: it speaks of these two checkpoints."""
+        return paired_interval(self.only[1], self.only[0], self.n)
+
+
+def paired(material: Material, role: Role, label: str, eps: float, first: str, second: str) -> Paired | None:
+    """Two runs or models without an attack or each attacked by itself; None where a cell of one is missing."""
+    a, b = (material.errs(None if role == "clean" else name, name, label, eps) for name in (first, second))
+    if a is None or b is None:
+        return None
+    return Paired((int(a.sum()), int(b.sum())), (int((a & ~b).sum()), int((b & ~a).sum())), len(a))
+
+
+def effect(
+    material: Material, role: Role, label: str, eps: float, base: str, family: str, source: str | None = None
+) -> Effect | None:
+    """Compare two families under one attack; None where either has no network that could be compared.
+
+    Args:
+        material: of the report.
+        role: ``clean``, ``white`` or ``transfer``.
+        label: the attack in words, without its budget; ``clean`` for none.
+        eps: budget in units of 1/255; 0 for none.
+        base: family that the other is held against.
+        family: the other one.
+        source: under transfer, the family that crafts, or `pooled`: pairs of one of either family.
+    """
+    crafting = _crafting(material, base, family, source) if source else [()]
+    sides = [[name for name in material.families[one] if name in material.evidence.targets] for one in (base, family)]
+    arrays = [_by_row(material, role, label, eps, names, crafting) for names in sides]
+    if role == "transfer":
+        # A source that has not attacked every other network of both would weigh more in one than in the other.
+        kept = np.logical_and(*(_complete(a, names, crafting) for a, names in zip(arrays, sides, strict=True)))
+        arrays = [array[kept] for array in arrays]
+        crafting = [row for row, keeps in zip(crafting, kept, strict=True) if keeps]
+    scored = [~np.isnan(array).all(axis=(0, 2)) for array in arrays]
+    first, second = (array[:, has] for array, has in zip(arrays, scored, strict=True))
+    ones, others = (
+        tuple(name for name, was in zip(names, has, strict=True) if was)
+        for names, has in zip(sides, scored, strict=True)
+    )
+    if not ones or not others:
+        return None
+    compared = difference(first, second) if min(len(ones), len(others)) > 1 else None
+    fewest = min(len(ones), len(others), len(crafting) if role == "transfer" else math.inf)
+    return Effect(
+        role=role,
+        label=label,
+        attack="clean" if role == "clean" else next(r.attack for r in material.results if r.label == label),
+        eps=eps,
+        base=base,
+        family=family,
+        source=source,
+        names=(ones, others),
+        n=first.shape[-1],
+        observed=compared.estimate if compared else _mean(second) - _mean(first),
+        difference=compared,
+        p=None,
+        declared=False,
+        about="methods" if fewest >= SEEDS_FOR_METHODS else "runs",
+    )
+
+
+def _of_attack(material: Material, role: Role, label: str, base: str, family: str) -> list[Effect]:
+    eps = material.headline(label)
+    if eps is None:
+        return []
+    sources = [None] if role == "white" else [pooled(base, family), *material.families]
+    found = [effect(material, role, label, eps, base, family, source) for source in sources]
+    declared = label in DECLARED
+    return [replace(e, declared=declared and e.source in sources[:1]) for e in found if e]
+
+
+def _crafting(material: Material, base: str, family: str, source: str) -> list[tuple[str, ...]]:
+    """The rows of sources: one each, or where they are pooled one of either family.
+
+    Pooled by pairs, every target meets as many of the one as of the other, and that examples transfer better within a
+    family does not count as chance between sources.
+    """
+    crafts = [
+        [name for name in material.families[one] if name in material.evidence.sources]
+        for one in ((base, family) if source == pooled(base, family) else (source,))
+    ]
+    return list(zip(*crafts, strict=False))
+
+
+def _by_row(
+    material: Material, role: Role, label: str, eps: float, targets: Sequence[str], crafting: Sequence[tuple[str, ...]]
+) -> np.ndarray:
+    """`errors`, of which each row is the mean over its sources; without sources a single row."""
+    columns = list(zip(*crafting, strict=True)) or [()]
+    return np.asarray(np.mean([errors(material, role, label, eps, targets, own) for own in columns], axis=0))
+
+
+def _complete(array: np.ndarray, targets: Sequence[str], crafting: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Whether each row of sources has attacked every target but themselves, and any at all, bool [rows]."""
+    itself = np.array([[target in row for target in targets] for row in crafting], bool).reshape(array.shape[:2])
+    missing = np.isnan(array).any(axis=2)
+    return np.asarray(~(missing & ~itself).any(axis=1) & ~itself.all(axis=1))
+
+
+def _mean(array: np.ndarray) -> float:
+    """Over images, then over the targets that a source has, then over sources."""
+    return float(np.nanmean(np.nanmean(array.mean(axis=2), axis=1)))
+
+
+def _corrected(found: Sequence[Effect]) -> list[Effect]:
+    tested = [effect for effect in found if effect.declared and effect.difference]
+    adjusted = iter(holm([effect.difference.p for effect in tested if effect.difference]))
+    return [replace(effect, p=next(adjusted)) if effect.declared and effect.difference else effect for effect in found]

@@ -1,0 +1,177 @@
+"""What `collect` brings into a report's folder beside its cells: audits and examples."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import INPUTS, RUNS, N, add_run, identities, make_cell
+
+from robustmix.errors import SpecError, StoreError
+from robustmix.report import collect, load
+from robustmix.report.evidence import EVIDENCE, EXAMPLES
+from robustmix.spec.suite import Suite
+from robustmix.spec.validation import validate
+from robustmix.store.audits import AuditRecord, AuditTest, write_audit
+from robustmix.store.cells import CellIdentity, clean_identity, read_cells, write_cell
+from robustmix.store.gallery import Examples, examples_path, read_examples, write_examples
+from robustmix.store.runs import read_run
+from robustmix.store.workspace import Workspace
+
+FGSM, DEEPFOOL = {"name": "fgsm", "eps": [1, 4]}, {"name": "deepfool"}
+L2: dict[str, Any] = {"name": "fgsm", "norm": "l2", "eps": [32, 64, 128]}
+NAMES = ("erm1", "mixup1")
+
+
+def weights(place: Workspace, name: str) -> str:
+    return read_run(place, name).weights or ""
+
+
+def examples(identity: CellIdentity) -> Examples:
+    shade = int(examples_path(Path(), identity).name[:2], 16)
+    clean = np.full((2, 1, 3, 3), shade, np.uint8)
+    return Examples(np.arange(2, dtype=np.int32), clean, 255 - clean)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    place = Workspace(tmp_path_factory.mktemp("made"))
+    for name in NAMES:
+        add_run(place, name, *RUNS[name])
+        write_cell(place.cells, make_cell(clean_identity(weights(place, name), INPUTS, 256), N))
+    for source in NAMES:
+        for target in NAMES:
+            for fields in (FGSM, DEEPFOOL, L2):
+                for identity in identities(fields, weights(place, source), weights(place, target)):
+                    write_cell(place.cells, make_cell(identity, N))
+                    write_examples(place.gallery, identity, examples(identity))
+    return place
+
+
+@pytest.fixture
+def place(made: Workspace, tmp_path: Path) -> Workspace:
+    """A workspace of one's own to spoil."""
+    shutil.copytree(made.root, tmp_path / "ws")
+    return Workspace(tmp_path / "ws")
+
+
+def record(name: str, digest: str, **changes: Any) -> AuditRecord:
+    test = AuditTest(name="t", title="t", kind="attack too weak", verdict="pass", measured="m", meaning="m")
+    fields: dict[str, Any] = {
+        "target": name, "weights": digest, "data": "cifar10", "inputs": INPUTS, "n": N, "eps_255": 4.0,
+        "tests": (test,), "robustmix": "0", "torch": "0", "device": "cpu", "command": "robustmix audit",
+    }  # fmt: skip
+    return AuditRecord(**{**fields, **changes})
+
+
+# ---- examples ----------------------------------------------------------------------------------------------
+
+
+def copied(folder: Path) -> set[str]:
+    return {path.name for path in (folder / EXAMPLES).glob("*")}
+
+
+def test_examples_of_the_headline_budget_come_along(place: Workspace) -> None:
+    folder = collect(place, "r")
+    at = {(identity.attack, identity.norm, identity.eps_255): identity for identity in identified(place)}
+    assert load(folder).headline_eps == 4
+    expected = {
+        examples_path(place.gallery, identity).name
+        for identity in identified(place)
+        if (identity.norm, identity.eps_255) in (("linf", 4), ("l2", 64))
+    }
+    assert len(expected) == 2 * 2, "one of each source and attack, whoever is scored"
+    assert copied(folder) == expected
+    identity = at["fgsm", "linf", 4.0]
+    found, wanted = read_examples(folder / EXAMPLES, identity), examples(identity)
+    assert found is not None
+    assert (found.adversarial == wanted.adversarial).all()
+    assert read_examples(folder / EXAMPLES, at["fgsm", "linf", 1.0]) is None
+
+
+def identified(place: Workspace) -> list[CellIdentity]:
+    return [cell.identity for cell in read_cells(place.cells) if cell.identity.source]
+
+
+def test_examples_that_are_no_longer_listed_are_removed(place: Workspace) -> None:
+    folder = collect(place, "r")
+    first = copied(folder)
+    suite = {"version": 1, "title": "t", "data": "cifar10", "sources": "erm1", "targets": "*1", "attack": [FGSM]}
+    collect(place, "r", suite=validate(Suite, suite))
+    (left,) = copied(folder)
+    assert left in first
+    collect(place, "r", suite=validate(Suite, {**suite, "headline_eps": 1}))
+    assert copied(folder).isdisjoint(first)
+    assert len(copied(folder)) == 1
+
+
+def test_a_workspace_without_examples_is_reported_all_the_same(place: Workspace) -> None:
+    folder = collect(place, "r")
+    before = (folder / EVIDENCE).read_bytes()
+    shutil.rmtree(place.gallery)
+    collect(place, "r")
+    assert copied(folder) == set()
+    assert (folder / EVIDENCE).read_bytes() == before
+
+
+def test_examples_are_copied_byte_by_byte_and_again_where_they_changed(place: Workspace) -> None:
+    folder = collect(place, "r")
+    path = next(iter(sorted((folder / EXAMPLES).iterdir())))
+    original = (place.gallery / path.name).read_bytes()
+    assert path.read_bytes() == original
+    path.write_bytes(b"spoiled")
+    collect(place, "r")
+    assert path.read_bytes() == original
+
+
+def test_an_example_that_cannot_be_copied_is_one_line(place: Workspace) -> None:
+    folder = collect(place, "r")
+    path = next(iter(sorted((folder / EXAMPLES).iterdir())))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match="cannot be copied"):
+        collect(place, "r")
+
+
+# ---- audits ------------------------------------------------------------------------------------------------
+
+
+def test_audits_of_the_targets_come_along_in_their_order(place: Workspace) -> None:
+    ours = [record(name, weights(place, name)) for name in reversed(NAMES)]
+    elsewhere = record("erm1", weights(place, "erm1"), data="digits", inputs="8" * 64, n=9_999)
+    for one in (*ours, elsewhere, record("stranger", "e" * 64)):
+        write_audit(place.audits, one)
+    folder = collect(place, "r")
+    assert load(folder).audits == tuple(reversed(ours))
+
+
+def test_the_audit_of_the_same_examples_comes_before_a_larger_one(place: Workspace) -> None:
+    digest = weights(place, "erm1")
+    smaller, larger = (record("erm1", digest, inputs=letter * 64, n=n) for letter, n in (("6", 20), ("7", 30)))
+    for one in (larger, smaller):
+        write_audit(place.audits, one)
+    assert load(collect(place, "r")).audits == (larger,)
+    same = record("erm1", digest, n=10)
+    write_audit(place.audits, same)
+    assert load(collect(place, "r")).audits == (same,)
+
+
+def test_audits_follow_the_weights_and_not_the_name(place: Workspace) -> None:
+    write_audit(place.audits, record("erm1", "e" * 64))
+    renamed = record("as-it-was-called", weights(place, "erm1"))
+    write_audit(place.audits, renamed)
+    assert load(collect(place, "r")).audits == (renamed,)
+
+
+def test_evidence_of_before_audits_can_be_read(place: Workspace) -> None:
+    folder = collect(place, "r")
+    values = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
+    assert values.pop("audits") == []
+    (folder / EVIDENCE).write_text(json.dumps(values), encoding="utf-8")
+    assert load(folder).audits == ()
+    values["audits"] = [{"target": "erm1"}]
+    (folder / EVIDENCE).write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(SpecError, match="audits"):
+        load(folder)
