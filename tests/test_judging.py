@@ -1,6 +1,8 @@
 """From counts to verdicts, against closed forms; the published tables in their own order."""
 
+import re
 from math import comb
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +123,9 @@ def test_slides_fail_the_ordering_and_zhang_passes_both() -> None:
     assert found["zhang-table3-transfer"].measured.count(">=") == 8
     assert "erm (top 5): white I-FGSM 93.4 % >= white FGSM 63.1 %" in found["zhang-table3-iterated"].measured
     assert all(test.p is None for test in found.values())
+
+
+def test_the_page_on_audits_has_a_heading_for_every_test() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    headings = {name.strip() for line in re.findall(r"^### (.+)$", page, re.M) for name in line.split(",")}
+    assert headings == set(TESTS)

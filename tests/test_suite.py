@@ -146,6 +146,15 @@ def test_suite_of_many_kinds_shrinks_to_a_laptop(name: str) -> None:
         assert all(getattr(resolved[f"{group}2"], key) == value for key, value in fields.items())
 
 
+@pytest.mark.parametrize("name", sorted(shipped_suites()))
+def test_shipped_suite_audits_runs_of_its_own_erm_among_them(name: str) -> None:
+    suite = load_suite(name)
+    recipes = suite.runs()
+    audited = {recipes[run].method for run in suite.audit or ()}
+    assert "erm" in audited
+    assert len(audited) > 1
+
+
 def test_zhang_table_3_is_fgsm_and_ten_steps_of_ifgsm_at_eps_4() -> None:
     suite = load_suite("zhang-table3")
     assert [a.name for a in suite.attack] == ["fgsm", "ifgsm"]
