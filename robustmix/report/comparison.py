@@ -112,7 +112,7 @@ def citation(source: Source) -> str:
     authors = source.authors.split(", ")
     who = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
     if source.authors == "not recorded":
-        return source.title.split("(")[0].strip()
+        return source.title.split("(")[0].strip() + (", slides" if source.venue == "slide deck" else "")
     return f"{who} {source.year}" if source.year else f"{who}, {source.title}"
 
 
