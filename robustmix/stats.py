@@ -220,7 +220,12 @@ def difference(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) 
     parts = list(_parts(one, two))
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return Difference(estimate, estimate, estimate, float(estimate == 0), math.inf)
+        # All networks of a method err on the same images, and differ on none or on every one: what the images alone
+        # leave open, as of two checkpoints.
+        n = one.shape[2]
+        more, less = (round(max(0.0, sign * estimate) * n) for sign in (1, -1))
+        low, high = paired_interval(more, less, n, confidence)
+        return Difference(estimate, low, high, sign_test(more, less), math.inf)
     df = variance**2 / sum(part**2 / own for part, own in parts)
     error = math.sqrt(variance)
     half = float(stdtrit(df, (1 + confidence) / 2)) * error

@@ -42,7 +42,7 @@ def record(*verdicts: str, target: str = "erm1", weights: str = "a" * 64) -> Aud
 def test_read_as_written_sorted_by_name(tmp_path: Path) -> None:
     later, earlier = record("fail", "pass"), record(target="a1", weights="c" * 64)
     paths = [write_audit(tmp_path / "audits", one) for one in (later, earlier)]
-    assert [path.name for path in paths] == [f"{'a' * 16}-{'b' * 16}.json", f"{'c' * 16}-{'b' * 16}.json"]
+    assert [path.name for path in paths] == [f"{letter * 16}-{'b' * 16}-24.0.json" for letter in "ac"]
     assert read_audits(tmp_path / "audits") == [earlier, later]
     assert read_audits(tmp_path / "nothing") == []
 
@@ -51,6 +51,8 @@ def test_new_audit_of_the_same_network_takes_the_place_of_the_old(tmp_path: Path
     write_audit(tmp_path, record("fail"))
     write_audit(tmp_path, record("pass"))
     assert [one.verdict for one in read_audits(tmp_path)] == ["pass"]
+    write_audit(tmp_path, record("warn").model_copy(update={"eps_255": 8.0}))
+    assert {(one.eps_255, one.verdict) for one in read_audits(tmp_path)} == {(24, "pass"), (8, "warn")}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from robustmix.cli.audit import print_audits
+from robustmix.errors import EvaluationError
 from robustmix.store.audits import AuditRecord, AuditTest, read_audits
 
 if TYPE_CHECKING:
@@ -121,6 +122,37 @@ def test_run_audits_what_its_suite_names(place: Path, call: "Call") -> None:
     assert records[0].command == "robustmix audit --target 'erm*' --data digits --limit 12 --eps 24"
     assert "audit of erm2: 12 examples" in done.out
     assert "report: " in done.out
+
+
+def test_page_is_there_before_the_audit_which_may_be_stopped(
+    place: Path, call: "Call", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_args: object, **_kwargs: object) -> None:
+        raise EvaluationError("the gradient is NaN")
+
+    monkeypatch.setattr("robustmix.audit.audit", stopped)
+    (place / "s.toml").write_text(SUITE.format(audit='"erm*"'))
+    done = call("run", "s.toml", "--device", "cpu")
+    assert (done.code, "the gradient is NaN" in done.err) == (2, True)
+    assert "not audited" in (place / "reports" / "s" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("norm", "head", "message"), [("linf", 192, "192/255 is no budget to audit at"), ("l2", 192, None)]
+)
+def test_only_a_headline_in_linf_is_a_budget_to_audit_at_and_one_too_large_is_said_at_once(
+    place: Path, call: "Call", monkeypatch: pytest.MonkeyPatch, norm: str, head: int, message: str | None
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("robustmix.audit.audit", lambda *_args, eps, **_kwargs: asked.append(eps) or [])
+    text = SUITE.format(audit='"erm*"').replace("24", str(head)) + f'norm = "{norm}"\n'
+    (place / "s.toml").write_text(text)
+    done = call("run", "s.toml", "--device", "cpu")
+    if message:
+        assert (done.code, message in done.err, asked) == (2, True, [])
+        assert not (place / "results").exists()
+    else:
+        assert (done.code, asked) == (0, [None]), done.err
 
 
 def test_unknown_run_to_audit_is_said_before_anything_is_computed(place: Path, call: "Call") -> None:

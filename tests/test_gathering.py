@@ -158,6 +158,20 @@ def test_the_audit_of_the_same_examples_comes_before_a_larger_one(place: Workspa
     assert load(collect(place, "r")).audits == (same,)
 
 
+def test_of_several_budgets_the_audit_at_the_head_s_comes_along_else_the_smallest(place: Workspace) -> None:
+    digest = weights(place, "erm1")
+    head = load(collect(place, "r")).headline_eps
+    assert head is not None
+    smaller, larger, own = (
+        record("erm1", digest).model_copy(update={"eps_255": eps}) for eps in (head / 2, 64.0, head)
+    )
+    for one in (larger, smaller):
+        write_audit(place.audits, one)
+    assert load(collect(place, "r")).audits == (smaller,)
+    write_audit(place.audits, own)
+    assert load(collect(place, "r")).audits == (own,)
+
+
 def test_audits_follow_the_weights_and_not_the_name(place: Workspace) -> None:
     write_audit(place.audits, record("erm1", "e" * 64))
     renamed = record("as-it-was-called", weights(place, "erm1"))

@@ -324,11 +324,16 @@ def test_a_target_that_nothing_else_attacked_is_left_out() -> None:
     assert difference(one, two) == without
 
 
-def test_without_any_spread() -> None:
+def test_without_any_spread_the_images_of_two_checkpoints_are_what_is_left() -> None:
     nothing, everything = np.zeros((2, 3, 10), bool), np.ones((2, 2, 10), bool)
-    same, other = difference(nothing, nothing), difference(nothing, everything)
-    assert (same.estimate, same.low, same.high, same.p, same.df) == (0, 0, 0, 1, inf)
-    assert (other.estimate, other.low, other.high, other.p, other.df) == (1, 1, 1, 0, inf)
+    same, more, less = (
+        difference(*pair) for pair in ((nothing, nothing), (nothing, everything), (everything, nothing))
+    )
+    assert (same.estimate, same.low, same.high, same.p, same.df) == (0, *paired_interval(0, 0, 10), 1, inf)
+    assert same.low < -0.2 < 0.2 < same.high
+    assert (more.estimate, more.low, more.high, more.p, more.df) == (1, *paired_interval(10, 0, 10), 2 / 2**10, inf)
+    assert 0.4 < more.low < more.high == 1
+    assert (less.low, less.high, less.p) == pytest.approx((-more.high, -more.low, more.p))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 5), (2, 3, 6), (1, 3, 5)])

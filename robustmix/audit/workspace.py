@@ -32,6 +32,7 @@ from robustmix.spec.attack import AttackSpec
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, write_audit
+from robustmix.store.sweeps import exactly
 from robustmix.store.workspace import Workspace
 from robustmix.units import echo_budget
 
@@ -163,7 +164,7 @@ def _command(
         if fields[key] is not None:
             words += [f"--{key}", str(fields[key])]
     if eps is not None:
-        words += ["--eps", f"{battery.eps:.17g}" if battery.eps >= 1 else f"{battery.eps:.17g}/255"]
+        words += ["--eps", exactly(battery.eps)]
     if batch_size != DEFAULT_BATCH:
         words += ["--batch-size", str(batch_size)]
     return shlex.join(words)

@@ -81,12 +81,13 @@ def collect(
         every: list[Bearer] = [*(read_run(place, name) for name in run_names(place)), *models]
         choice = choose_unbound(cells, every, data, inputs)
     folder = place.report(name or suite_name or _usable(choice.data))
+    headline = (suite and suite.headline_eps) or _usual_eps(choice.cells)
     evidence = Evidence(
         robustmix=__version__,
         title=title or f"Adversarial error of {join_names(choice.targets)} on {choice.data}",
         note=note,
         data=choice.data,
-        headline_eps=(suite and suite.headline_eps) or _usual_eps(choice.cells),
+        headline_eps=headline,
         suite_name=suite_name if suite else None,
         suite=suite,
         sources=choice.sources,
@@ -96,7 +97,7 @@ def collect(
             ModelRecord(name=m.name, weights=m.weights) for m in choice.bearers if isinstance(m, ForeignModel)
         ),
         cells=tuple(sorted(cell.key for cell in choice.cells)),
-        audits=tuple(_audits(choice, read_audits(place.audits))),
+        audits=tuple(_audits(choice, headline, read_audits(place.audits))),
         command=command,
         attack_commands=choice.commands,
     )
@@ -169,8 +170,11 @@ def _copy(source: Path, target: Path) -> None:
     write_atomically(target, lambda file: file.write(content))
 
 
-def _audits(choice: Choice, records: Iterable[AuditRecord]) -> Iterator[AuditRecord]:
-    """One audit of each target: on the report's own examples, else on the largest set of the same data."""
+def _audits(choice: Choice, eps: float | None, records: Iterable[AuditRecord]) -> Iterator[AuditRecord]:
+    """One audit of each target: on the report's own examples, else on the largest set of the same data.
+
+    Of several budgets that of the page's head is taken, else the smallest.
+    """
     inputs = {cell.identity.inputs for cell in choice.cells}
     names = {choice.data, *(name for cell in choice.cells for name in (cell.facts.data, cell.facts.data_spec))}
     weights = {bearer.name: bearer.weights for bearer in choice.bearers}
@@ -178,7 +182,7 @@ def _audits(choice: Choice, records: Iterable[AuditRecord]) -> Iterator[AuditRec
     for target in choice.targets:
         of_target = [record for record in on_data if record.weights == weights[target]]
         if of_target:
-            yield max(of_target, key=lambda record: (record.inputs in inputs, record.n, record.inputs))
+            yield max(of_target, key=lambda r: (r.inputs in inputs, r.n, r.inputs, r.eps_255 == eps, -r.eps_255))
 
 
 def _applied(suite: Suite, choice: Choice) -> Suite:

@@ -87,8 +87,8 @@ def worst_verdict(tests: tuple[AuditTest, ...]) -> Verdict:
 
 
 def write_audit(folder: Path, record: AuditRecord) -> Path:
-    """Write an audit atomically, in place of that of the same network on the same examples; gives its file."""
-    path = folder / f"{record.weights[:16]}-{record.inputs[:16]}.json"
+    """Write an audit atomically, in place of that of the same network, examples and budget; gives its file."""
+    path = folder / f"{record.weights[:16]}-{record.inputs[:16]}-{record.eps_255!r}.json"
     write_text(path, record.model_dump_json(indent=1) + "\n")
     return path
 
