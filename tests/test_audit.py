@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from broken import BROKEN, MASKED, WEAK, Behind, Images, Nets, digits, honest_nets
@@ -12,9 +13,10 @@ from robustmix.attacks import gradient
 from robustmix.audit import audit
 from robustmix.audit.battery import LARGE, make_battery
 from robustmix.audit.binarisation import Features, binarise
+from robustmix.audit.reading import paired
 from robustmix.device import launch
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.judging import TESTS
+from robustmix.judging import TESTS, Pair
 from robustmix.spec.attack import Course
 from robustmix.store.audits import AuditTest, read_audits
 from robustmix.store.workspace import Workspace
@@ -106,6 +108,22 @@ def test_one_network_has_nobody_to_transfer_from(images: Images, nets: Nets, no_
     for name in ("transfer", "fgsm-transfer"):
         assert tests[name].verdict == "not run"
         assert "name several" in tests[name].meaning
+
+
+def test_where_all_is_broken_nothing_is_left_to_compare(images: Images, nets: Nets, small_square: None) -> None:
+    pytest.importorskip("torchattacks")
+    (record, _) = robustmix.audit_models({"erm": nets["erm"], "other": nets["other"]}, *images, eps=120 / 255)
+    tests = {test.name: test for test in record.tests}
+    for name in ("iterated", "convergence", "restarts", "log-odds", "transfer", "square"):
+        assert tests[name].verdict == "not run"
+        assert tests[name].meaning.endswith("left to tell anything at this budget: choose a smaller --eps.")
+    assert tests["monotone"].verdict == "pass"
+    assert tests["large-budget"].verdict == "pass"
+
+
+def test_room_is_what_the_expected_attack_left() -> None:
+    contrary, expected = np.array([1, 1, 0, 0, 0, 1], bool), np.array([1, 0, 1, 1, 0, 0], bool)
+    assert paired(contrary, expected) == Pair(contrary=2, expected=2, n=6, room=3)
 
 
 # ---- evaluation broken -----------------------------------------------------------------------------------

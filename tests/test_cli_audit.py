@@ -75,8 +75,26 @@ def test_meanings_of_all_that_is_no_pass(capsys: pytest.CaptureFixture[str]) -> 
     assert "- finding: c: Look." in lines
     assert not [line for line in lines if "Good." in line]
     assert lines[-1] == "audit: warn: one"
-    print_audits([record("two", a_test("a", "pass"))])
-    assert capsys.readouterr().out.splitlines()[-1] == "audit: pass"
+
+
+@pytest.mark.parametrize(
+    ("tests", "line"),
+    [
+        ({"a": "pass", "b": "finding"}, "audit: pass"),
+        ({"square": "not run", "a": "pass"}, "audit: pass, 1 test not run (square)"),
+        (
+            {"square": "not run", "transfer": "not run", "a": "finding"},
+            "audit: pass, 2 tests not run (square, transfer)",
+        ),
+        ({"square": "not run", "a": "warn"}, "audit: warn: one"),
+    ],
+)
+def test_last_line_tells_a_pass_from_what_was_not_run(
+    tests: dict[str, str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = [a_test(name, verdict) for name, verdict in tests.items()]
+    print_audits([record("one", *several), record("two", *(one for one in several if one.verdict != "warn"))])
+    assert capsys.readouterr().out.splitlines()[-1] == line
 
 
 @pytest.mark.parametrize(
@@ -153,6 +171,14 @@ def test_only_a_headline_in_linf_is_a_budget_to_audit_at_and_one_too_large_is_sa
         assert not (place / "results").exists()
     else:
         assert (done.code, asked) == (0, [None]), done.err
+
+
+def test_suite_may_say_at_which_budget_it_audits(place: Path, call: "Call", monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("robustmix.audit.audit", lambda *_args, eps, **_kwargs: asked.append(eps) or [])
+    (place / "s.toml").write_text(SUITE.format(audit='"erm*"\naudit_eps = 8'))
+    assert call("run", "s.toml", "--device", "cpu").code == 0
+    assert asked == [8]
 
 
 def test_unknown_run_to_audit_is_said_before_anything_is_computed(place: Path, call: "Call") -> None:

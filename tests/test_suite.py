@@ -336,6 +336,7 @@ SMALL: dict[str, Any] = {"version": 1, "title": "T", "sources": "erm*", "attack"
         ({"attack": [{"name": "fgsm", "eps": [4]}, {"name": "fgsm", "eps": [8]}]}, "put its budgets into one eps list"),
         ({"headline_eps": 8}, "headline_eps = 8 is not among the eps of any attack"),
         ({"sources": 3}, "sources = 3"),
+        ({"audit_eps": 4}, "audit_eps belongs to 'audit'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

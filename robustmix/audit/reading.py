@@ -89,7 +89,8 @@ def read(
 
 def paired(contrary: np.ndarray, expected: np.ndarray) -> Pair:
     """Two attacks on the same examples, from which of them each broke, bool [N]."""
-    return Pair(int((contrary & ~expected).sum()), int((expected & ~contrary).sum()), len(contrary))
+    left = ~expected
+    return Pair(int((contrary & left).sum()), int((expected & ~contrary).sum()), len(contrary), int(left.sum()))
 
 
 WORDS: Final[dict[Part, str]] = {
@@ -150,7 +151,7 @@ def _square(evidence: Evidence, few: Evidence, target: str) -> Observation:
         by_gradients = by_gradients | (few if part in COSTLY else evidence).wrong(part, target)[:n]
     new = int((broken & ~by_gradients).sum())
     measured = f"{new} of {n} images broken by Square alone (Square {_percent(broken)}, gradients "
-    return Observation("square", f"{measured}{_percent(by_gradients)})", Share(new, n))
+    return Observation("square", f"{measured}{_percent(by_gradients)})", Share(new, n, room=int((~by_gradients).sum())))
 
 
 def _bounds(attacked: Iterable[Cell]) -> Observation:

@@ -90,7 +90,12 @@ def _overall(records: "Sequence[AuditRecord]") -> str:
     if failed:
         return f"audit: fail: {'; '.join(failed)}"
     warned = [record.target for record in records if record.verdict == "warn"]
-    return f"audit: warn: {', '.join(warned)}" if warned else "audit: pass"
+    if warned:
+        return f"audit: warn: {', '.join(warned)}"
+    left = list(dict.fromkeys(one.name for record in records for one in record.tests if one.verdict == "not run"))
+    if left:
+        return f"audit: pass, {len(left)} {'test' if len(left) == 1 else 'tests'} not run ({', '.join(left)})"
+    return "audit: pass"
 
 
 def _budget(text: str) -> float:

@@ -91,7 +91,7 @@ def run_suite(
         match_runs(named, [*recipes, *run_names(workspace)], "run to audit")
     # A headline in another norm is no budget to audit at.
     in_linf = any(spec.metric == "linf" for spec in wanted.attack)
-    audit_eps = wanted.headline_eps if wanted.audit and in_linf else None
+    audit_eps = wanted.audit_eps or (wanted.headline_eps if wanted.audit and in_linf else None)
     if audit_eps is not None:
         check_budget(audit_eps)
     team = launch(machine.device, cluster.devices, cluster.nodes)

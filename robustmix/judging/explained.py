@@ -60,7 +60,7 @@ TESTS: Final[dict[str, Explained]] = {
     "accuracy": Explained(
         "clean accuracy is what it should be",
         "evaluation broken",
-        "The network sees the images as it did in training.",
+        "As far as its accuracy tells, the network sees the images as it did in training.",
         "The network does not see the images as it did in training, so the attacks are made on another network.",
     ),
     "bounds": Explained(
@@ -72,85 +72,85 @@ TESTS: Final[dict[str, Explained]] = {
     "iterated": Explained(
         "I-FGSM is at least as strong as FGSM",
         "attack too weak",
-        "Iterating helps, as it does where gradients lead uphill.",
+        "One step is ahead of ten by at most a point, as it should be where gradients lead uphill.",
         "One step breaks what ten do not, so the iterated attack does not climb: its gradients mislead it, or its "
         "steps are wrong.",
     ),
     "monotone": Explained(
         "I-FGSM breaks no fewer at a larger budget",
         "attack too weak",
-        "A larger budget never hurts the attack.",
+        "A larger budget costs the attack at most a point.",
         "A larger budget contains the smaller one, so an attack that finds less in it does not search it.",
     ),
     "convergence": Explained(
         "more steps change at most a point from 100 on",
         "attack too weak",
-        "The attack has converged: more steps would not raise the error.",
+        "The attack has hardly anything left to gain: twice the steps raise the error by at most a point.",
         "The attack had not converged at 100 steps, so whatever fewer steps report is too low.",
     ),
     "restarts": Explained(
         "random restarts break no more than 100 steps from the image itself",
         "attack too weak",
-        "One start is enough: the loss has no better maxima nearby.",
+        "One start is nearly enough: random ones gain at most a point.",
         "The loss has several maxima within the budget and one start finds only one of them: report pgd with restarts.",
         finding=True,
     ),
     "random-signs": Explained(
-        "FGSM is stronger than random signs",
+        "FGSM is at least as strong as random signs",
         "attack too weak",
-        "The gradient tells more than chance does.",
+        "Flipping coins is ahead of the gradient by at most a point.",
         "Flipping coins breaks more than the gradient does, so the attack follows no gradient of this network.",
     ),
     "binarisation": Explained(
         "a planted adversarial example is found",
         "attack too weak",
-        "Where an adversarial example is known to exist, the attack finds one.",
+        "Where an adversarial example is known to exist, the attack misses hardly any.",
         "An adversarial example was planted within the budget and the attack did not find it, so what it does not "
         "break is not thereby robust.",
     ),
     "large-budget": Explained(
         "hardly an image survives a budget of half the pixel range",
         "gradients masked",
-        "With enough budget the attack breaks nearly all, so it is the budget that limits it.",
+        "With enough budget hardly any image survives, so it is the budget that limits the attack.",
         "Images survive at a budget at which any could be turned into another, so it is not the budget that limits the "
         "attack.",
     ),
     "gradient": Explained(
         "every image has a gradient",
         "gradients masked",
-        "The gradient says something about nearly every image.",
+        "Hardly any image is without a gradient.",
         "Where there is no gradient nothing is attacked: such images count as robust without a try.",
     ),
     "log-odds": Explained(
         "log-odds is no stronger than cross-entropy at the same steps",
         "gradients masked",
-        "The cross-entropy is not saturated: its gradient points where that of the log-odds does.",
+        "The log-odds gain at most a point, so saturation of the cross-entropy hides hardly anything.",
         "The cross-entropy is saturated, so attacks on it look weak for want of numerical range; attack with --loss "
         "logodds.",
     ),
     "transfer": Explained(
         "the white box is at least as strong as transfer",
         "gradients masked",
-        "The network's own gradients are its worst enemy, as they should be.",
+        "Another network's gradients are ahead of its own by at most a point.",
         "Another network's gradients break it more than its own do, so its own are masked.",
     ),
     "square": Explained(
         "an attack without gradients breaks nothing that gradients did not",
         "gradients masked",
-        "Searching at random finds nothing that the gradients had missed.",
+        "Searching at random finds hardly anything that the gradients had missed.",
         "Searching at random breaks what no gradient attack did, so the gradients hide adversarial examples.",
     ),
     "fgsm-monotone": Explained(
         "FGSM breaks no fewer at a larger budget",
         "gradients masked",
-        "Even a single step gains from a larger budget.",
+        "A larger budget costs even a single step at most a point.",
         "A single step overshoots: FGSM at a large budget understates the error, so read I-FGSM.",
         finding=True,
     ),
     "fgsm-transfer": Explained(
         "FGSM in the white box is at least as strong as its transfer",
         "gradients masked",
-        "Even a single step does more in the white box.",
+        "Even a single step does at most a point less in the white box.",
         "A single step on another network does more than on its own: white-box FGSM understates the error, so read "
         "I-FGSM.",
         finding=True,

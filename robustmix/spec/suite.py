@@ -58,7 +58,9 @@ class Suite(Spec):
         attack: tables ``[[attack]]``.
         limit: attack the first N test examples only.
         headline_eps: the budget (units of 1/255) of the page's head.
-        audit: what ``robustmix run`` audits after the attacks, at the headline's budget: names or globs.
+        audit: what ``robustmix run`` audits after the attacks: names or globs.
+        audit_eps: the budget (units of 1/255) at which the audit compares attacks; the headline's, where an attack in
+            L-infinity has one, if not set. Where nearly all images break, an audit has little left to tell.
         published: the publication's own subset of the matrix.
         note: one sentence that the page shows below its heading.
     """
@@ -74,6 +76,7 @@ class Suite(Spec):
     limit: int | None = Field(default=None, ge=1)
     headline_eps: Budget | None = None
     audit: Names | None = None
+    audit_eps: Budget | None = None
     published: PublishedDesign | None = None
     note: str | None = None
 
@@ -82,6 +85,8 @@ class Suite(Spec):
         runs = self.runs()
         if not runs and not self.sources:
             raise ValueError("nothing to attack: give 'sources' or a [train.NAME] table")
+        if self.audit_eps is not None and self.audit is None:
+            raise ValueError("audit_eps belongs to 'audit', which names what is audited")
         if self.published:
             named = {*self.published.white, self.published.source, *self.published.targets}
             if runs and (missing := sorted(named - set(runs))):
