@@ -73,8 +73,9 @@ def level(figure: Figure, measured: Mapping[str, Any]) -> Level:
     """How far a measured cell can be compared with a published figure.
 
     "same experiment" needs the same design and the same data set, model, width, epochs, attack and budget,
-    all of them known. "same design" is the same attack, role, method, norm, metric and label noise, and the
-    same budget where the source states one, on whatever data and model. Anything else is "not comparable".
+    all of them known, and the rest of the recipe as far as both are known. "same design" is the same attack,
+    role, method, norm, metric and label noise, and the same budget where the source states one, on whatever
+    data and model. Anything else is "not comparable".
 
     Args:
         figure: the published one.
@@ -95,6 +96,7 @@ def level(figure: Figure, measured: Mapping[str, Any]) -> Level:
         and width in (None, figure.width)
         and epochs is not None
         and epochs == figure.recipe.epochs
+        and not _other_recipe(figure, measured)
         and (figure.attack is None or figure.eps_255 is not None)
         and (figure.steps is None or steps == figure.steps)
     )
@@ -206,12 +208,19 @@ def _other_training(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
     # Adversarial training never fits its training set, published or not.
     if error is not None and error >= UNFITTED and not figure.method.startswith("pgd-at"):
         found.append(f"not trained to the end: {error:.3g} % error on its own training set")
+    found += _other_recipe(figure, measured)
+    if also := _text(measured, "also"):
+        found.append(f"trained with {also}")
+    return found
+
+
+def _other_recipe(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
+    """What of `SHARED_RECIPE` is known of both and differs."""
+    found = []
     for key, name in SHARED_RECIPE.items():
         here, there = _number(measured, key), getattr(figure.recipe, key)
         if here is not None and there is not None and not _close(here, there):
             found.append(f"{name} {here:g} instead of {there:g}")
-    if also := _text(measured, "also"):
-        found.append(f"trained with {also}")
     return found
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FGSM, IFGSM, TWO, N, Wrong, attacked, kind, report, seed, study
+from families import FGSM, IFGSM, TWO, N, Wrong, attacked, kind, network, report, seed, study
 
 from robustmix.report.answer import answer, headline_tables, question
 from robustmix.report.effects import effects
 from robustmix.report.material import Material
 from robustmix.report.text import amount, range_of
+from robustmix.report.words import answers, warnings
 from robustmix.stats import difference, mean_interval, paired_interval
 
 BOTH = "under I-FGSM, 10 steps both err on at least nine images in ten"
@@ -196,7 +197,93 @@ def test_models_of_others() -> None:
 
 def test_targets_that_attack_nobody() -> None:
     material = study(TWO, 3, rates(0.5, 0.4, 0.5, 0.4), sources=lambda name: name == "erm1")
-    assert "mixup1 errs on" in answer(material), "without a white box of both there is nothing to hold together"
+    text = answer(material)
+    assert "mixup1 errs on" in text, "without a white box of both there is nothing to hold together"
+    assert text.endswith(
+        "; no white-box attack at the headline budget on networks of both ERM and mixup, so nothing here is a claim "
+        "about methods."
+    )
+
+
+def test_attacks_without_a_budget_say_so() -> None:
+    material = study(TWO, 2, lambda *_: 40, [{"name": "deepfool"}], eps=None)
+    assert "no white-box attack at the headline budget on networks of both ERM and mixup" in answer(material)
+
+
+def test_erm_alone_is_not_said_to_lack_erm() -> None:
+    text = answer(study({"erm": {}}, 2, rates(0.5, 0, 0.6, 0)))
+    assert text.endswith("; no other way of training to compare with ERM, so nothing here is a claim about methods.")
+
+
+def test_attacks_on_different_networks_are_not_told_together() -> None:
+    names = ["erm1", "erm2", "mixup1", "mixup2"]
+    cells = attacked([], names, [], lambda *_: 40)
+    for attack, k in ((FGSM, 1), (IFGSM, 2)):
+        for name in (f"erm{k}", f"mixup{k}"):
+            cells += attacked([name], [name], [attack], lambda *_: 200)[1:]
+    material = report([network(name, TWO[kind(name)]) for name in names], cells)
+    text = answer(material)
+    assert text.startswith("At 4/255 mixup1 errs as often as erm1 on these 400 images under white-box FGSM [")
+    assert "I-FGSM" not in text
+
+
+def test_other_recipes_are_no_two_methods() -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "erm": {"width": 16, "lr": 0.1},
+        "mixup": {"method": "mixup", "model": "preact_resnet50", "width": 64, "lr": 0.2},
+    }
+    material = study(kinds, 3, rates(0.6, 0.4, 0.8, 0.6))
+    text = plain(answer(material))
+    assert text.startswith(
+        "At 4/255 mixup1, mixup2 and mixup3 err 20.0 points less than erm1, erm2 and erm3 on average"
+    )
+    assert text.endswith(
+        "they differ in more than the method (model preact_resnet18 or preact_resnet50; width 16 or 64; lr 0.1 or "
+        "0.2), so nothing here is a claim about methods."
+    )
+    assert question(material).startswith("How robust are mixup1, mixup2 and mixup3 compared with erm1")
+
+
+def test_an_interval_over_seeds_does_not_pass_for_one_of_the_runs() -> None:
+    text = plain(answer(study(TWO, 2, rates(0.6, 0.5, 0.7, 0.6))))
+    assert "], intervals over new seeds; two seeds each" in text
+    single = plain(answer(study(TWO, 2, rates(0.6, 0.5, 0, 0), [FGSM])))
+    assert "], the interval over new seeds; two seeds each" in single
+    assert "new seeds" not in answer(study(TWO, 1, rates(0.6, 0.5, 0.7, 0.6)))
+
+
+@pytest.mark.parametrize(("seeds", "who"), [(1, "both err"), (2, "all 4 err")])
+def test_near_the_ceiling_few_runs_are_helpless_too(seeds: int, who: str) -> None:
+    text = plain(answer(study(TWO, seeds, rates(0.9, 0.5, 0.99, 0.95, 0))))
+    assert f"; under I-FGSM, 10 steps {who} on at least nine images in ten (95.0 % to 99.0 %); " in text
+    assert "nine images" not in answer(study(TWO, seeds, rates(0.9, 0.5, 0.99, 0.85, 0)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_lines_below_tell_clean_errors_and_transfer(seeds: int) -> None:
+    def wrong(role: str, name: str | None, source: str | None, target: str) -> int:
+        less = {"clean": 8, "white": 0, "transfer": 20 if name == "fgsm" else 40}[role]
+        return 200 + seed(target) - (less if kind(target) == "mixup" else 0)
+
+    found = [plain(line) for line in answers(study(TWO, seeds, wrong))]
+    who, whom = ("mixup errs", "ERM [") if seeds > 2 else ("mixup1 and mixup2 err", "erm1 and erm2 on average [")
+    starts = [
+        f"On clean images, {who} 2.0 points less than {whom}",
+        f"Under transfer of FGSM at 4/255, crafted on as many of either kind, {who} 5.0 points less than {whom}",
+        f"Under transfer of I-FGSM, 10 steps at 4/255, crafted on as many of either kind, {who} 10.0 points less than "
+        f"{whom}",
+    ]
+    lines = {line for line in found for start in starts if line.startswith(start)}
+    assert len(lines) == 3, found
+    assert all(line.endswith("over new seeds." if seeds < 3 else "].") for line in lines)
+
+
+def test_what_cannot_fit_its_training_set_may_have_converged() -> None:
+    fields: dict[str, dict[str, Any]] = {"erm": {}, "pgd": {"adversarial_eps": 8}, "noisy": {"label_noise": 0.5}}
+    runs = [network(f"{one}1", own, last={"train_error": 0.4}) for one, own in fields.items()]
+    names = [run.name for run in runs]
+    found = warnings(report(runs, attacked([], names, [], lambda *_: 40), sources=[]))
+    assert [text for text in found if "not converged" in text] == ["erm1 did not fit the training set: not converged."]
 
 
 # ---- who crafts and who is scored -------------------------------------------------------------------------------
@@ -233,16 +320,11 @@ def test_home_advantage_is_the_contrast_of_own_and_other_examples() -> None:
         return 100 + 2 * seed(target) + 60 * (kind(source) == "erm")
 
     (table,) = headline_tables(study(TWO, 3, home(own, other), [FGSM]))
-    # Per network 40 + 4 seed images of 400, with 60 more for ERM and 60 less for mixup.
-    networks = []
-    for of, to in (("erm", "mixup"), ("mixup", "erm")):
-        counts = [(own(f"{of}0", f"x{k}"), other(f"{to}0", f"x{k}")) for k in (1, 2, 3)]
-        networks.append(np.stack([(np.arange(N) < home) * 1.0 - (np.arange(N) < away) for home, away in counts]))
-    assert np.mean([net.mean() for net in networks]) == pytest.approx(48 / 400)
-    found = difference(-networks[1][None], networks[0][None])
-    assert plain(table.advantage or "") == (
-        f"Home advantage: +12.0 points [{50 * found.low:.1f}, {50 * found.high:.1f}]. Networks of ERM and of mixup err "
-        "so much more under examples of other networks of their own kind than under those of the other kind."
+    # Per network 40 + 4 seed images of 400, with 60 more for ERM and 60 less for mixup. Sources and targets are the
+    # same networks: an interval over the targets alone would be too narrow.
+    assert table.advantage == (
+        "Home advantage: +12.0 points (-4.0 to 28.0 over the networks). So much more these 6 networks of ERM and of "
+        "mixup err under examples of other runs of their own recipe than under those of the other one."
     )
 
 
@@ -270,4 +352,4 @@ def test_home_advantage_without_plain_erm() -> None:
     kinds: dict[str, dict[str, Any]] = {"smooth": {"label_smoothing": 0.1}, "mixup": {"method": "mixup"}}
     wrong = home(lambda s, t: 100, lambda s, t: 60)
     (table,) = headline_tables(study(kinds, 3, wrong, [FGSM]))
-    assert (table.advantage or "").startswith("Home advantage: +10.0 points [7.0,")
+    assert (table.advantage or "").startswith("Home advantage: +10.0 points (10.0 to 10.0 over the networks)")

@@ -141,6 +141,23 @@ def test_latex_keeps_white_box_and_transfer_apart(place: Workspace) -> None:
             assert (white < text.index(line) < transfer) == (parts[0] == parts[1])
 
 
+def test_many_rows_break_between_pages(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(place)
+    floating = latex(table)
+    monkeypatch.setattr("robustmix.cli.latex.MOST_ROWS", len(table) - 1)
+    long = latex(table)
+    assert "longtable" not in floating
+    assert long.startswith("% needs \\usepackage{booktabs,longtable}\n\\begin{longtable}{lllrrrr}\n\\caption{")
+    assert long.endswith("\n\\end{longtable}")
+    assert "tabular" not in long
+    assert [long.count(mark) for mark in ("\\endfirsthead", "\\endhead", "\\endfoot", "\\begin{table}")] == [1, 1, 1, 0]
+
+    def rows(text: str) -> list[str]:
+        return [line for line in text.splitlines() if " & " in line and not line.startswith("Source")]
+
+    assert rows(long) == rows(floating)
+
+
 def test_every_data_set_is_a_table_of_its_own(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     add_run(place, "erm1", *RUNS["erm1"])
@@ -162,6 +179,7 @@ def test_every_data_set_is_a_table_of_its_own(tmp_path: Path) -> None:
         ("$x^2$ #1 ~", r"\$x\textasciicircum{}2\$ \#1 \textasciitilde{}"),
         ("<a|b>", r"\textless{}a\textbar{}b\textgreater{}"),
         ("a--b---c", "a-{}-b-{}-{}-c"),
+        ('say "so"', "say ''so''"),
     ],
 )
 def test_escapes(text: str, expected: str) -> None:

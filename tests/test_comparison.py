@@ -1,7 +1,7 @@
 """Published against measured: at which level, by which statistic, and what may be concluded from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def table(material: Material, name: str) -> ComparisonTable:
     return found
 
 
-def clean_only(runs: dict[str, tuple[dict[str, Any], Sequence[float]]], errors: dict[str, int]) -> Material:
+def clean_only(runs: Mapping[str, tuple[dict[str, Any], Sequence[float]]], errors: dict[str, int]) -> Material:
     """A report on clean errors, with a history of test errors per run, of 200 epochs unless told otherwise."""
     records = [network(name, fields, test_errors=history) for name, (fields, history) in runs.items()]
     cells = attacked([], list(runs), [], lambda role, name, source, target: errors[target])
@@ -90,6 +90,16 @@ def test_another_design_has_no_range() -> None:
     material = clean_only({name: ({"width": 16}, flat(0.05)) for name in names}, dict.fromkeys(names, 22))
     only = row(table(material, "zhang-fig3a"), "ERM")
     assert (only.level, only.verdict) == ("same design", None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"alpha": 8}, {"lr": 0.4}, {"weight_decay": 5e-4}, {"batch_size": 1024}, {"label_smoothing": 0.0}]
+)
+def test_the_same_experiment_has_the_stated_recipe(fields: dict[str, Any]) -> None:
+    material = clean_only({"mixup1": ({"method": "mixup", **fields}, flat(0.04))}, {"mixup1": 16})
+    same = fields == {"label_smoothing": 0.0}
+    found = row(table(material, "zhang-fig3a"), "mixup")
+    assert found.level == ("same experiment" if same else "same design")
 
 
 # ---- the statistic ----------------------------------------------------------------------------------------------
@@ -164,10 +174,36 @@ def test_the_effect_is_compared_in_its_direction() -> None:
         assert compared.ends is not None
         low, high = (100 * end for end in compared.ends)
         text = " ".join(found[role, "mixup"].measured.split())
-        assert text == f"{100 * compared.observed:+.1f} [{low:.1f}, {high:.1f}]"
+        corrected = ", uncorrected" if is_transfer else ""
+        assert text == f"{100 * compared.observed:+.1f} [{low:.1f}, {high:.1f}]{corrected}"
         assert found[role, "mixup"].runs == ("erm1", "erm2", "erm3", "mixup1", "mixup2", "mixup3")
     clean = {one.method: one for one in table(material, "zhang-fig3a").effects}
     assert (clean["mixup"].published, clean["mixup"].verdict) == ("-1.7", "undecided")
+
+
+def test_what_holm_takes_back_has_no_direction() -> None:
+    def wrong(role: str, name: str | None, source: str | None, target: str) -> int:
+        share = {"fgsm": 40, "ifgsm": 16}[name] if role == "white" and name and kind(target) == "mixup" else 0
+        return 240 - share + 16 * (seed(target) - 2)
+
+    material = study(TWO, 3, wrong, published=DESIGN)
+    compared = effect(material, "white", "FGSM", 4.0, "ERM", "mixup")
+    assert compared is not None
+    assert compared.direction == -1, "the interval alone would decide"
+    found = {one.role: one for one in table(material, "zhang-table3").effects}
+    assert found["white box FGSM"].verdict == "undecided"
+
+
+def test_another_recipe_has_no_direction() -> None:
+    kinds: dict[str, dict[str, Any]] = {"erm": {"batch_size": 64}, "mixup": {"method": "mixup", "batch_size": 128}}
+    found = table(study(kinds, 3, white, published=DESIGN), "zhang-table3").effects
+    assert {one.verdict for one in found} == {"undecided"}
+    names = [f"{one}{k}" for one in kinds for k in (1, 2, 3)]
+    runs = {
+        name: (kinds[kind(name)], history(0.05 - 0.02 * (kind(name) == "mixup") + seed(name) / 1000)) for name in names
+    }
+    (only,) = table(clean_only(runs, dict.fromkeys(names, 24)), "ali-clean").effects
+    assert only.verdict == "undecided"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -188,7 +224,7 @@ def test_a_matched_statistic_is_compared_too() -> None:
     (only,) = table(material, "ali-clean").effects
     sides = [np.array([best[name] for name in names if kind(name) == one])[None, :, None] for one in TWO]
     found = difference(sides[0], sides[1])
-    assert only.measured == f"-2.0 [{100 * found.low:.1f},\xa0{100 * found.high:.1f}]"
+    assert only.measured == f"-2.0 [{100 * found.low:.1f},\xa0{100 * found.high:.1f}], uncorrected"
     assert (only.published, only.verdict) == ("-1.2", "same direction")
 
 

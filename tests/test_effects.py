@@ -38,6 +38,10 @@ def one(found: list[Effect], **criteria: object) -> Effect:
     return only
 
 
+def attacked_only(material: Material) -> list[Effect]:
+    return [e for e in effects(material) if e.role != "clean"]
+
+
 def white(name: str, of: str) -> np.ndarray:
     return np.array([[drawn("white", name, f"{of}{k}", f"{of}{k}") for k in (1, 2, 3)]], float)
 
@@ -107,12 +111,12 @@ def test_a_stronger_kind_of_source_does_not_move_the_pooled_effect() -> None:
 
 def test_without_sources_of_both_no_transfer_is_declared() -> None:
     found = study(TWO, 3, drawn, sources=lambda name: kind(name) == "erm")
-    assert {(e.role, e.source, e.declared) for e in effects(found)} == {("transfer", "ERM", False)}
+    assert {(e.role, e.source, e.declared) for e in attacked_only(found)} == {("transfer", "ERM", False)}
 
 
 def test_white_box_needs_targets_that_craft() -> None:
     found = study(TWO, 3, drawn, [FGSM], sources=lambda name: name == "erm1")
-    (only,) = effects(found)
+    (only,) = attacked_only(found)
     assert (only.role, only.source) == ("transfer", "ERM")
     assert only.names[0] == ("erm2", "erm3"), "what only attacks itself is no target of transfer"
     assert only.about == "runs", "one source says nothing about others of its kind"
@@ -145,7 +149,7 @@ def test_below_three_seeds_an_effect_speaks_of_runs(seeds: int, about: str) -> N
     assert {e.about for e in found} == {about}
     assert all((e.difference is None) == (min(e.runs) < 2) for e in found)
     if seeds == 1:
-        (only,) = found
+        only = one(found, role="white")
         expected = drawn("white", "fgsm", "mixup1", "mixup1").mean() - drawn("white", "fgsm", "erm1", "erm1").mean()
         assert only.observed == pytest.approx(expected)
         assert (only.p, only.ends, only.direction) == (None, None, None)
@@ -154,7 +158,7 @@ def test_below_three_seeds_an_effect_speaks_of_runs(seeds: int, about: str) -> N
 
 
 def test_the_fewer_seeds_count() -> None:
-    found = effects(study(TWO, {"erm": 3, "mixup": 1}, drawn, [FGSM]))
+    found = attacked_only(study(TWO, {"erm": 3, "mixup": 1}, drawn, [FGSM]))
     assert {(e.role, e.source): (e.runs, e.difference) for e in found} == {
         ("white", None): ((3, 1), None),
         # mixup1 attacks no other of its kind, and in the one pair it would attack itself.
@@ -202,6 +206,46 @@ def test_clean_effect_is_on_clean_cells(three: Material) -> None:
     first, second = (np.array([[drawn("clean", None, None, f"{of}{k}") for k in (1, 2, 3)]], float) for of in RATES)
     assert found.difference == difference(first, second)
     assert (found.attack, found.p, found.declared) == ("clean", None, False)
+    assert effects(three)[-1] == found, "last, and descriptive"
+
+
+WIDE: dict[str, Any] = {"model": "preact_resnet50", "width": 64, "lr": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "besides"),
+    [
+        ({"width": 16}, {"method": "mixup", "width": 16, "alpha": 0.4, "lam_per": "example"}, ()),
+        ({}, {"label_smoothing": 0.1, "noise": 0.1, "drop": "dropout:0.3"}, ()),
+        ({}, {"adversarial_eps": 8, "adversarial_steps": 7}, ()),
+        ({"width": 16}, {"method": "mixup", **WIDE}, ("model", "width", "lr")),
+        ({"weight_decay": 5e-4}, {"weight_decay": 1e-3}, ()),
+        ({"weight_decay": 5e-4}, {"weight_decay": 1e-3, "epochs": 3}, ("epochs", "weight decay")),
+        ({"weight_decay": 5e-4}, {"weight_decay": 1e-3, "method": "mixup"}, ("weight decay",)),
+        ({}, {"method": "mixup", "limit": 500}, ("limit",)),
+        ({"epochs": 8}, {"method": "mixup", "epochs": 8, "milestones": "4,6"}, ()),
+        ({"epochs": 8}, {"method": "mixup", "epochs": 8, "milestones": "2,6"}, ("milestones",)),
+    ],
+)
+def test_methods_differ_in_nothing_else(
+    first: dict[str, Any], second: dict[str, Any], besides: tuple[str, ...]
+) -> None:
+    found = study({"one": first, "other": second}, 3, drawn, [FGSM])
+    families = list(found.families)
+    compared = effect(found, "clean", "clean", 0.0, families[0], families[1])
+    assert compared is not None
+    assert len(compared.unlike) == len(besides)
+    assert all(text.startswith(f"{name} ") for text, name in zip(compared.unlike, besides, strict=True))
+    assert compared.about == ("runs" if besides else "methods")
+    if besides:
+        assert compared.direction is None
+
+
+def test_what_else_differs_is_said_with_its_values() -> None:
+    found = study({"erm": {"width": 16, "limit": 500}, "mixup": {"method": "mixup", **WIDE}}, 3, drawn, [FGSM])
+    assert {e.unlike for e in effects(found)} == {
+        ("limit 500 or none", "model preact_resnet18 or preact_resnet50", "width 16 or 64", "lr 0.1 or 0.2")
+    }
 
 
 def test_errors_say_where_there_is_no_cell(three: Material) -> None:
@@ -232,4 +276,5 @@ def test_models_of_others_are_no_family_of_runs_but_sources() -> None:
     found = effects(report([network(name, TWO[kind(name)]) for name in NAMES], cells, models=[other]))
     assert {e.family for e in found} == {"mixup"}
     assert {e.source for e in found} == {None, "ERM and mixup", "ERM", "mixup", other}
+    assert {e.role for e in found} == {"clean", "white", "transfer"}
     assert one(found, source=other).about == "runs"

@@ -39,3 +39,35 @@ def test_what_may_be_concluded() -> None:
     nothing = effects_scope([SINGLE])
     assert nothing.startswith("Without two runs of each there is no test and no interval")
     assert nothing.endswith("they speak of the runs and not of the methods that trained them.")
+
+
+def test_without_a_declared_effect_all_are_judged() -> None:
+    pgd = replace(SINGLE, label="PGD", declared=False)
+    assert not speak_of_methods([pgd]), "that nothing is declared makes no methods of runs"
+    assert speak_of_methods([DESCRIPTIVE])
+    assert not speak_of_methods([DESCRIPTIVE, pgd])
+
+
+def test_scope_tells_nothing_declared_from_too_few_runs() -> None:
+    counts = (
+        "Only FGSM, and I-FGSM with 10 steps of a 10th of the budget each, on cross-entropy and in float32, count as "
+        "declared"
+    )
+    scopes = [
+        effects_scope(found) for found in ([DECLARED], [SINGLE], [replace(DESCRIPTIVE, label="I-FGSM, 20 steps")])
+    ]
+    assert all(counts in scope for scope in scopes)
+    assert ["nothing is declared" in scope for scope in scopes] == [False, False, True]
+    assert "Without two runs" not in scopes[2]
+
+
+def test_scope_names_what_else_sets_the_kinds_apart() -> None:
+    apart = replace(DECLARED, about="runs", unlike=("width 16 or 64",))
+    scope = effects_scope([apart])
+    assert "more than the method (width 16 or 64)" in scope
+    assert "fewer than 3 seeds" not in scope
+
+
+def test_clean_errors_have_a_row_without_an_attack() -> None:
+    clean = replace(DECLARED, role="clean", label="clean", attack="clean", eps=0, declared=False, p=None)
+    assert effects_table([clean]).rows[0][:6] == ["clean", "none", "–", "ERM", "mixup", "descriptive"]

@@ -22,6 +22,7 @@ from robustmix.report.drawing import COLOURS, Drawing
 from robustmix.report.figures import eps_curves, lines, transfer_matrices
 from robustmix.report.material import Material
 from robustmix.report.paper import FIGURES, figures, write_figures
+from robustmix.report.text import points
 from robustmix.store.cells import clean_identity, read_cells, write_cell
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
@@ -234,9 +235,18 @@ def test_same_report_gives_the_same_files(folder: Path) -> None:
     for path in (folder / FIGURES).iterdir():
         path.unlink()
     (folder / FIGURES / "curve-of-long-ago.pdf").touch()
+    others = {folder / FIGURES / name for name in ("photo.pdf", "Curve.pdf", "curve-mine_2.pdf")}
+    for path in others:
+        path.touch()
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "86400"}
     subprocess.run([sys.executable, "-c", CODE, str(folder)], check=True, env=environment)
+    for path in others:
+        path.unlink()
     assert {path.name: path.read_bytes() for path in (folder / FIGURES).iterdir()} == first
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus() -> None:
+    assert [points(value) for value in (-0.0004, 0.0004, -0.0006, -0.123)] == ["+0.0", "+0.0", "-0.1", "-12.3"]
 
 
 def test_matplotlibrc_of_a_user_changes_nothing(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,3 +270,15 @@ def test_lines_tell_families_by_colour_and_runs_by_dashes(material: Material) ->
     by_family = [{found[name].colour for name in names} for names in FAMILIES.values()]
     assert by_family == [{colour} for colour in COLOURS[:3]]
     assert len({found[name].dashes for name in FAMILIES["ERM"]}) == 3
+
+
+def test_a_seventh_family_has_the_first_colour_and_other_dashes(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    for method in ("erm", "mixup", "cutmix", "mixup-h", "mixup-v", "samplepairing", "disturblabel"):
+        add_run(place, f"{method}1", method, 1)
+        own = read_run(place, f"{method}1").weights or ""
+        write_cell(place.cells, make_cell(clean_identity(own, INPUTS, 256), N))
+        for identity in identities({"name": "fgsm", "eps": [4]}, own, own):
+            write_cell(place.cells, make_cell(identity, N))
+    found = list(lines(Material.read(collect(place, "r"))).values())
+    assert len({(line.colour, line.dashes) for line in found}) == 7 > len(COLOURS)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from synthetic import INPUTS, N, add_run, identities, make_cell
 
-from robustmix.report import collect
-from robustmix.report.gallery_view import MOST_CHARACTERS, Picture, strips
+from robustmix.report import collect, render
+from robustmix.report.gallery_view import MOST_CHARACTERS, Picture, Strip, gallery
 from robustmix.report.material import Material
 from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, write_cell
 from robustmix.store.gallery import Examples, write_examples
@@ -36,6 +36,13 @@ def workspace(root: Path) -> tuple[Workspace, dict[tuple[str, str, float | None]
                 cells[name, identity.attack, identity.eps_255] = cell = make_cell(identity, N)
                 write_cell(place.cells, cell)
     return place, cells
+
+
+def strips(material: Material, folder: Path) -> tuple[Strip, ...]:
+    """All strips, of which none is left out."""
+    found = gallery(material, folder)
+    assert found.left_out == 0
+    return found.strips
 
 
 def pixels(picture: Picture) -> np.ndarray:
@@ -91,7 +98,7 @@ def test_strips_show_what_is_in_files(tmp_path: Path) -> None:
 def test_no_examples_no_strips(tmp_path: Path) -> None:
     place, _ = workspace(tmp_path)
     folder = collect(place, "r")
-    assert strips(Material.read(folder), folder) == []
+    assert strips(Material.read(folder), folder) == ()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 224, 200)])
@@ -119,3 +126,29 @@ def test_strips_are_cut_to_what_a_page_can_bear(tmp_path: Path) -> None:
     ]
     assert sum(sizes) <= MOST_CHARACTERS < sum(sizes) * (min(counts) + 1) / min(counts) * 1.05
     assert 0 < min(counts) < 8
+
+
+def test_other_attacks_are_shown_where_the_usual_ones_have_no_examples(tmp_path: Path) -> None:
+    place, cells = workspace(tmp_path)
+    write_examples(place.gallery, cells["mixup1", "pgd", 4].identity, examples(4))
+    folder = collect(place, "r")
+    (strip,) = strips(Material.read(folder), folder)
+    assert strip.title == "mixup1 under white-box PGD, 10 steps at 4/255"
+
+
+def test_what_is_left_out_is_told_from_what_was_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, cells = workspace(tmp_path)
+    folder = collect(place, "r")
+    assert "None were kept" in render(folder).read_text(encoding="utf-8")
+    for name in ("erm1", "mixup1"):
+        write_examples(place.gallery, cells[name, "fgsm", 4].identity, examples(4, (2, 3, 96, 96)))
+    folder = collect(place, "r")
+    monkeypatch.setattr("robustmix.report.gallery_view.MOST_CHARACTERS", 120_000)
+    found = gallery(Material.read(folder), folder)
+    assert [len(strip.images) for strip in found.strips] == [1]
+    assert found.left_out == 1
+    assert "1 strip more was left out to keep this page small" in render(folder).read_text(encoding="utf-8")
+    monkeypatch.setattr("robustmix.report.gallery_view.MOST_CHARACTERS", 1)
+    text = render(folder).read_text(encoding="utf-8")
+    assert "all left out to keep this page small" in text
+    assert "None were kept" not in text

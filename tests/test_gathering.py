@@ -135,6 +135,14 @@ def test_an_example_that_cannot_be_copied_is_one_line(place: Workspace) -> None:
         collect(place, "r")
 
 
+def test_no_cell_is_read_again_for_the_examples(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("robustmix.report.material.load_cells", refuse)
+    assert copied(collect(place, "r"))
+
+
 # ---- audits ------------------------------------------------------------------------------------------------
 
 

@@ -1,24 +1,36 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import make_audit
 from synthetic import INPUTS, N, add_run, identities, make_cell
 
 from robustmix.report import collect
 from robustmix.report.material import Material
 from robustmix.report.methods_text import paragraphs
+from robustmix.store.audits import write_audit
 from robustmix.store.cells import clean_identity, write_cell
-from robustmix.store.runs import read_run
+from robustmix.store.runs import read_run, write_history
 from robustmix.store.workspace import Workspace
 
 OTHER = "net.py:make"
 
 
-def material(root: Path, specs: list[dict[str, Any]], seeds: int = 1, other: bool = False) -> Material:
+def material(
+    root: Path,
+    specs: list[dict[str, Any]],
+    seeds: int = 1,
+    other: bool = False,
+    single: tuple[str, ...] = (),
+    theirs: tuple[str, ...] = (),
+    audited: tuple[str, ...] = (),
+) -> Material:
+    """Seeds of ERM and mixup and single runs of other methods, of which some were imported and some audited."""
     place = Workspace(root)
     digests = {OTHER: "c" * 64} if other else {}
     for seed in range(1, seeds + 1):
-        for method in ("erm", "mixup"):
+        for method in ("erm", "mixup", *(single if seed == 1 else ())):
             add_run(place, f"{method}{seed}", method, seed)
             digests[f"{method}{seed}"] = read_run(place, f"{method}{seed}").weights or ""
     for target, scored in digests.items():
@@ -28,11 +40,18 @@ def material(root: Path, specs: list[dict[str, Any]], seeds: int = 1, other: boo
                 for identity in identities(fields, crafts, scored):
                     cell = make_cell(identity, N, source_name=source, target_name=target)
                     write_cell(place.cells, cell)
+    for name in theirs:
+        facts = read_run(place, name).facts
+        assert facts
+        rows = [{"epoch": 2, "seconds": 1.0}]
+        write_history(place.run(name), rows, replace(facts, imported_from="theirs.pt, SHA-256 abc"))
+    for name in audited:
+        write_audit(place.audits, make_audit(name, digests[name], "fail"))
     return Material.read(collect(place, "r"))
 
 
 def test_data_and_networks(tmp_path: Path) -> None:
-    data, networks, _, _ = paragraphs(material(tmp_path, [{"name": "fgsm", "eps": [4]}], seeds=2, other=True))
+    data, networks, *_ = paragraphs(material(tmp_path, [{"name": "fgsm", "eps": [4]}], seeds=2, other=True))
     assert data.startswith("We evaluated on 50 test images of cifar10 (a note, ")
     assert "10 classes" in data
     assert networks == (
@@ -105,3 +124,35 @@ def test_statistics_speak_of_methods_from_three_seeds_on(tmp_path: Path) -> None
     assert "Welch" in many
     assert "Holm" in many
     assert "Welch" not in few
+
+
+def test_each_way_of_training_is_judged_by_its_own_seeds(tmp_path: Path) -> None:
+    text = paragraphs(material(tmp_path, [{"name": "fgsm", "eps": [4]}], seeds=3, single=("cutmix",)))[3]
+    assert "mixup is compared with ERM by a Welch t interval" in text
+    assert text.endswith(" Of cutmix nothing is claimed: the seeds are too few.")
+
+
+def test_what_another_program_trained_we_did_not(tmp_path: Path) -> None:
+    fgsm = [{"name": "fgsm", "eps": [4]}]
+    networks = paragraphs(material(tmp_path / "1", fgsm, theirs=("mixup1",)))[1]
+    ours, _, others = networks.partition("Another program trained ")
+    assert ours.startswith("We trained ")
+    assert "mixup" not in ours
+    assert "Each network that we trained is that of its last epoch; nothing was selected on the test set." in ours
+    assert "by mixup (" in others
+    assert others.endswith("only what was said at the import is on record, not how the weights were chosen.")
+    networks = paragraphs(material(tmp_path / "2", fgsm, theirs=("erm1", "mixup1")))[1]
+    assert "We trained" not in networks
+    assert "last epoch" not in networks
+
+
+def test_audits_worst_cases_and_versions_are_named(tmp_path: Path) -> None:
+    specs = [{"name": "fgsm", "eps": [4]}, {"name": "ifgsm", "eps": [4]}]
+    *_, statistics, audits, software = paragraphs(material(tmp_path, specs, audited=("erm1", "mixup1")))
+    assert "Worst case within 4/255: an image counts as an error under any of FGSM" in statistics
+    assert audits == (
+        "The evaluation of erm1 and mixup1 was audited by robustmix on 50 test images of cifar10 at 4/255: Budget "
+        "and range are kept; More steps change nothing; FGSM grows with the budget."
+    )
+    assert software.startswith("Networks were trained with robustmix 0 and torch 0 on cpu")
+    assert software.endswith("Attacks were made and scored with robustmix 0 and torch 0 on cpu.")

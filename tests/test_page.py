@@ -1,14 +1,19 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 from pages import OTHER, make_page
-from synthetic import EVIL
+from synthetic import EVIL, INPUTS, RUNS, N, add_run, identities, make_cell
 
+from robustmix.report import collect, render
 from robustmix.report.page import CONTENTS
+from robustmix.store.cells import BatchState, clean_identity, write_cell
+from robustmix.store.runs import read_run, write_history
+from robustmix.store.workspace import Workspace
 
 # What a reader gets first, and what only who asks.
 FIRST = ["answer", "before", "effects", "comparison", "claims", "curves", "matrices", "paired", "breaking", "worst"]
@@ -72,13 +77,67 @@ def test_first_screen(text: str) -> None:
         "FGSM at 4/255",
         "I-FGSM, 10 steps at 4/255",
     ]
-    assert re.search(r"Home advantage: [+-]\d+\.\d points \[", words(first))
+    assert re.search(r"Home advantage: [+-]\d+\.\d points \(", words(first))
     lines = [words(line) for line in re.findall(r"<li>(.*?)</li>", first, re.DOTALL)]
     assert lines[0] == "passed erm1 4 tests: 1 finding, 2 passed and 1 not run"
     assert lines[1] == "failed mixup1 4 tests: 1 failed, 1 finding, 1 passed and 1 not run"
     assert lines[2].startswith("not audited erm2, erm3, mixup2, mixup3, net.py")
     for link in re.findall(r'href="#(audit-\d)"', first):
         assert f'<h3 id="{link}">' in section(text, "audit")
+
+
+def test_published_beside_published_is_not_measured(text: str) -> None:
+    compared = section(text, "comparison")
+    heading = '<h3 id="beside">What the slides compare: published beside published</h3>'
+    before, _, part = compared.partition(heading)
+    assert "ali-cifar10-beside-zhang-table3" not in before
+    assert before.count("<details>") == before.count("</details>"), "open to every reader"
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', part.partition("</thead>")[0])
+    assert heads[:2] == ["Inputs", "Method"]
+    assert "slides" in heads[2]
+    assert heads[3:] == ["Zhang et al. 2018", "Why they may differ"]
+    shown = words(part.partition('<p class="small">Marks')[0])
+    assert "53.7" in shown
+    assert "90.7" in shown
+    assert "another data set: cifar10 instead of imagenet" in shown
+    for word in ("Measured", "same direction", "Verdict"):
+        assert word not in shown
+
+
+def test_distributions_name_the_runs_that_they_draw(text: str) -> None:
+    shown = section(text, "distributions")
+    entries = [words(entry) for entry in re.findall(r"<li>(.*?)</li>", shown, re.DOTALL)]
+    assert entries == ["ERM: erm1", "mixup: mixup1", f"{OTHER}: {OTHER}"]
+    assert "Of each family only the first run that was scored is drawn." in words(shown)
+
+
+def test_sources_without_a_record_of_their_gradients_are_named(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    state = BatchState(gap=tuple(range(-3, 4)), saturated=0.0, zero_gradient=0.0)
+    for name, states in (("erm1", [state]), ("mixup1", [])):
+        add_run(place, name, *RUNS[name])
+        own = read_run(place, name).weights or ""
+        write_cell(place.cells, make_cell(clean_identity(own, INPUTS, 256), N))
+        for identity in identities({"name": "fgsm", "eps": [4]}, own, own):
+            write_cell(place.cells, make_cell(identity, N, batches=states))
+    found = words(section(render(collect(place, "r")).read_text(encoding="utf-8"), "gradients"))
+    assert "No other source that cross-entropy was ascended on is saturated" in found
+    assert "There is no record of mixup1: their cells are older" in found
+
+
+def test_what_another_program_trained_is_no_epoch_of_ours(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    add_run(place, "erm1", *RUNS["erm1"])
+    run = read_run(place, "erm1")
+    write_cell(place.cells, make_cell(clean_identity(run.weights or "", INPUTS, 256), N))
+    for identity in identities({"name": "fgsm", "eps": [4]}, run.weights or "", run.weights or ""):
+        write_cell(place.cells, make_cell(identity, N))
+    said = "erm1: trained by another program, how the weights were chosen is not on record"
+    folder = collect(place, "r")
+    assert said not in words(render(folder).read_text(encoding="utf-8"))
+    assert run.facts
+    write_history(place.run("erm1"), [{"epoch": 2}], replace(run.facts, imported_from="theirs.pt, SHA-256 abc"))
+    assert said in words(render(collect(place, "r")).read_text(encoding="utf-8"))
 
 
 def test_pictures_have_words(text: str) -> None:

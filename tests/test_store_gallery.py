@@ -92,3 +92,17 @@ def test_damaged_files_are_one_line(content: bytes | dict[str, np.ndarray], mess
         read_examples(tmp_path, identity())
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_byte_is_one_line_or_nothing(tmp_path: Path) -> None:
+    path = write_examples(tmp_path, identity(), examples(size=2))
+    content = path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        for mask in (0x01, 0x80, 0xFF):
+            path.write_bytes(content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :])
+            try:
+                read_examples(tmp_path, identity())
+            except StoreError:
+                refused += 1
+    assert refused > len(content)

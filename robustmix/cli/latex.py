@@ -9,7 +9,9 @@ from robustmix.cli.tables import result_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES: Final = "% needs \\usepackage{booktabs}"
+PACKAGES: Final = "% needs \\usepackage{{{}}}"
+# A float runs off its page from so many rows on; a long table breaks between pages.
+MOST_ROWS: Final = 40
 # What LaTeX takes for an instruction, or prints as something else in its usual encoding.
 ESCAPES: Final = {
     "\\": r"\textbackslash{}",
@@ -25,7 +27,8 @@ ESCAPES: Final = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    # The command for it needs another encoding than the usual one.
+    '"': "''",
 }
 PARTS: Final = {"clean": "Without an attack", "white": "White box", "transfer": "Transfer"}
 # Texts, from the left; numbers are aligned to the right.
@@ -36,13 +39,16 @@ LEFT_OUT: Final = ("data", "role", "n", "success", "passes")
 
 
 def latex(results: "pd.DataFrame") -> str:
-    """A ``table`` with booktabs' rules for each data set: no attack, white box and transfer apart, errors in per cent.
+    """A table with booktabs' rules for each data set: no attack, white box and transfer apart, errors in per cent.
+
+    It floats; one of more than `MOST_ROWS` rows is a ``longtable``, which breaks between pages.
 
     Args:
         results: as `robustmix.store.results.results_table` makes it.
     """
-    tables = [_table(str(data), own) for data, own in results.groupby("data", sort=True)]
-    return "\n".join([PACKAGES, *tables])
+    groups = [(str(data), own) for data, own in results.groupby("data", sort=True)]
+    packages = "booktabs,longtable" if any(len(own) > MOST_ROWS for _, own in groups) else "booktabs"
+    return "\n".join([PACKAGES.format(packages), *(_table(data, own) for data, own in groups)])
 
 
 def escaped(text: str) -> str:
@@ -56,21 +62,24 @@ def _table(data: str, results: "pd.DataFrame") -> str:
     columns = {name: texts for name, texts in result_columns(results).items() if name not in LEFT_OUT}
     texts = [name for name in columns if name in TEXTS]
     sizes = " or ".join(f"{n}" for n in sorted(set(results["n"])))
-    lines = [
-        r"\begin{table}",
-        r"\centering",
+    caption = [
         rf"\caption{{Errors (\%) on {escaped(data)}, {sizes} test examples, with 95\,\% Wilson intervals: they speak of"
         r" these networks, not of the methods that trained them. Budgets $\epsilon$ in units of $1/255$.}",
         rf"\label{{tab:errors-{re.sub('[^a-z0-9]+', '-', data.lower()).strip('-')}}}",
-        rf"\begin{{tabular}}{{{'l' * len(texts)}{'r' * (len(columns) - len(texts))}}}",
-        r"\toprule",
-        _row([_heading(name) for name in columns]),
     ]
+    kinds = f"{'l' * len(texts)}{'r' * (len(columns) - len(texts))}"
+    head = [r"\toprule", _row([_heading(name) for name in columns])]
+    parts: list[str] = []
     for role, title in PARTS.items():
         rows = _rows(columns, [place for place, of in enumerate(results["role"]) if of == role])
         if rows:
-            lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{title}}}}} \\", *rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+            parts += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{title}}}}} \\", *rows]
+    if len(results) > MOST_ROWS:
+        repeated = [*head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
+        opening = [rf"\begin{{longtable}}{{{kinds}}}", *caption, r"\\", *head, r"\endfirsthead", *repeated]
+        return "\n".join([*opening, *parts, r"\end{longtable}"])
+    opening = [r"\begin{table}", r"\centering", *caption, rf"\begin{{tabular}}{{{kinds}}}", *head]
+    return "\n".join([*opening, *parts, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
 def _heading(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from robustmix.report.effects import FGSM, IFGSM, NOT_ROBUST, Effect, Paired, effects, errors, paired
+from robustmix.report.effects import FGSM, IFGSM, NOT_ROBUST, Effect, Paired, effects, errors, paired, unlike
 from robustmix.report.material import Material
 from robustmix.report.text import (
     amount,
@@ -19,7 +19,7 @@ from robustmix.report.text import (
     range_of,
     spread,
 )
-from robustmix.stats import SEEDS_FOR_METHODS, difference, mean_interval
+from robustmix.stats import SEEDS_FOR_METHODS, mean_interval
 
 # As many runs as one sentence can name.
 MOST_NAMED: Final = 4
@@ -32,12 +32,12 @@ Row = tuple[str, tuple[tuple[str, str, str] | None, ...]]
 
 
 def question(material: Material) -> str:
-    """What the page answers; it names methods where there are three seeds of each, else runs."""
+    """What the page answers; it names methods where there are three seeds of each that differ in nothing else."""
     base, family = material.base_family, material.main_family
     if base is None or family is None:
         return f"How robust {_verb(names := list(material.evidence.targets))} {_named(names)} on {material.facts.data}?"
     names, others = (_scored(material, one) for one in (family, base))
-    if min(len(names), len(others)) >= SEEDS_FOR_METHODS:
+    if min(len(names), len(others)) >= SEEDS_FOR_METHODS and not unlike(material, others, names):
         return f"How robust is {family} compared with {base} on {material.facts.data}?"
     return f"How robust {_verb(names)} {_named(names)} compared with {_named(others)} on {material.facts.data}?"
 
@@ -45,12 +45,17 @@ def question(material: Material) -> str:
 def answer(material: Material) -> str:
     """One sentence: how much more or less often, with 95 % intervals, and what follows from it."""
     base, family = material.base_family, material.main_family
-    if base is None or family is None:
-        return _levels(material)
+    if base is None:
+        return _levels(material, "no plain ERM to compare with")
+    if family is None:
+        return _levels(material, f"no other way of training to compare with {base}")
     white = {e.label: e for e in effects(material) if e.role == "white" and e.family == family}
     chosen = [white[label] for label in (FGSM, IFGSM) if label in white] or list(white.values())[:1]
     if not chosen:
-        return _levels(material)
+        without = f"no white-box attack at the headline budget on networks of both {base} and {family}"
+        return _levels(material, without)
+    # Two attacks of which each was made on other networks are not told in one sentence.
+    chosen = [effect for effect in chosen if effect.names == chosen[0].names]
     if all(effect.about == "methods" for effect in chosen):
         return f"{_measured(chosen)}: {_verdict(chosen, material)}{_corrected(chosen)}."
     return f"{_of_runs(chosen, material)}, so nothing here is a claim about methods."
@@ -154,9 +159,33 @@ def _of_runs(chosen: Sequence[Effect], material: Material) -> str:
         ends = [pair.interval for pair in pairs]
     subject = f"{_named(family)} {'errs' if len(family) == 1 else 'err'}"
     parts = [_part(e, subject, _named(base) + on, end) for e, end in zip(chosen, ends, strict=True)]
+    # Of single runs the interval is over images, of several over new seeds, which these runs are not.
+    new = f", {'intervals' if len(parts) > 1 else 'the interval'} over new seeds" if min(counts) > 1 else ""
+    return f"{_joined(parts, chosen)}{new}{_all_helpless(chosen, material)}; {_why_of_runs(chosen[0])}"
+
+
+def _all_helpless(chosen: Sequence[Effect], material: Material) -> str:
+    """That under the iterated attack every one of the runs errs on nearly all of these images, if so."""
+    iterated = next((effect for effect in chosen if effect.label == IFGSM), None)
+    if iterated is None:
+        return ""
+    names = [name for side in iterated.names for name in side]
+    rates = errors(material, "white", IFGSM, iterated.eps, names)[0].mean(axis=1)
+    if min(rates) < NOT_ROBUST:
+        return ""
+    means = (percent(min(rates)), percent(max(rates)))
+    each = " to ".join(dict.fromkeys(means))
+    who = "both" if len(names) == 2 else f"all {len(names)}"
+    return f"; under {IFGSM} {who} err on at least nine images in ten ({each})"
+
+
+def _why_of_runs(effect: Effect) -> str:
+    """Why the runs of an effect stand for no method."""
+    counts = effect.runs
+    if effect.unlike:
+        return f"they differ in more than the method ({'; '.join(effect.unlike)})"
     few = "fewer than three seeds " + ("each" if max(counts) < SEEDS_FOR_METHODS else "of one kind")
-    seeds = {(1, 1): "one seed each", (2, 2): "two seeds each"}.get(counts, few)
-    return f"{_joined(parts, chosen)}; {seeds}"
+    return {(1, 1): "one seed each", (2, 2): "two seeds each"}.get(counts, few)
 
 
 def _paired(material: Material, effect: Effect, first: str, second: str) -> Paired:
@@ -165,8 +194,8 @@ def _paired(material: Material, effect: Effect, first: str, second: str) -> Pair
     return found
 
 
-def _levels(material: Material) -> str:
-    """Of networks that nothing is held against: how often each errs under the strongest attack on record."""
+def _levels(material: Material, why: str) -> str:
+    """Of networks that nothing is held against: how often each errs under the strongest attack, and why only that."""
     named = [name for name in material.names if name in material.evidence.targets]
     found = []
     for name in named[:MOST_NAMED]:
@@ -181,7 +210,7 @@ def _levels(material: Material) -> str:
     more = len(named) - len(found)
     rest = f"; {plural(more, 'more network')} {'stand' if more > 1 else 'stands'} in the tables" if more else ""
     single = "one network, " if len(named) == 1 else ""
-    return f"{'; '.join(found)}{rest}; {single}no plain ERM to compare with, so nothing here is a claim about methods."
+    return f"{'; '.join(found)}{rest}; {single}{why}, so nothing here is a claim about methods."
 
 
 def _scored(material: Material, family: str) -> list[str]:
@@ -254,7 +283,8 @@ def _advantage(material: Material, label: str, eps: float) -> str | None:
 
     A network's own is its mean error under examples of other networks of its family less that under examples of the
     other family. Whether some sources are stronger for everybody cancels: they count for one family and against the
-    other. The interval is that of `robustmix.stats.difference` over networks and images.
+    other. It has a range over the networks and no interval: the networks are each other's sources, so that neither is
+    drawn while the other stays.
     """
     pair = [name for name in (material.base_family, material.main_family) if name]
     families = pair if len(pair) == 2 else [name for name in material.families if name not in material.models][:2]
@@ -271,21 +301,14 @@ def _advantage(material: Material, label: str, eps: float) -> str | None:
         return None
     each = [float(home.mean()) for home in homes]
     value = sum(each) / 2
-    counts = [len(home) for home in homes]
     by_network = [float(home.mean()) for homes_of in homes for home in homes_of]
-    if min(counts) >= SEEDS_FOR_METHODS:
-        # The sum of both is the difference between one and the opposite of the other.
-        found = difference(-homes[1][None], homes[0][None])
-        ends = interval(found.low / 2, found.high / 2)
-        return (
-            f"Home advantage: {points(value)} points {ends}. Networks of {families[0]} and of {families[1]} err so "
-            "much more under examples of other networks of their own kind than under those of the other kind."
-        )
-    runs = _named([name for family in families for name in _scored(material, family)])
+    runs = [name for family in families for name in _scored(material, family)]
+    many = min(map(len, homes)) >= SEEDS_FOR_METHODS
+    who = f"these {len(runs)} networks of {families[0]} and of {families[1]}" if many else _named(runs)
+    few = "" if many else f", fewer than {SEEDS_FOR_METHODS} seeds each"
     return (
-        f"Home advantage: {points(value)} points ({spread(by_network)} over the networks, fewer than "
-        f"{SEEDS_FOR_METHODS} seeds each). So much more {runs} err under examples of other runs of their own recipe "
-        "than under those of the other one."
+        f"Home advantage: {points(value)} points ({spread(by_network)} over the networks{few}). So much more {who} err "
+        "under examples of other runs of their own recipe than under those of the other one."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from robustmix.report.comparison import comparison_tables
 from robustmix.report.material import Material
 from robustmix.report.robustness import worst_cases
 from robustmix.report.text import join_names, percent, plural
@@ -11,7 +12,7 @@ from robustmix.spec.attack import ATTACK_TITLES, ITERATED, MINIMUM_NORM
 from robustmix.stats import SEEDS_FOR_METHODS
 from robustmix.store.cells import CellIdentity
 
-State = Literal["done", "not done", "not applicable"]
+State = Literal["done", "partly", "not done", "not applicable"]
 
 # As many gradients as an iterated attack needs for its steps not to matter, and for it to be called iterated.
 MANY_STEPS: Final = 100
@@ -22,6 +23,8 @@ GRADIENT_FREE: Final = ("square", "hopskipjump", "autoattack")
 BASELINES: Final = ("signs", "noise")
 # An error from which on a network counts as broken.
 BROKEN: Final = 0.95
+# What an audit's test says of an item: done where it did not go wrong, and in words where it did.
+SUCCEEDED: Final = ("pass", "finding")
 NORMS: Final = {"linf": "L-infinity", "l2": "L2"}
 
 
@@ -68,14 +71,28 @@ def _made(material: Material, attacks: Sequence[str]) -> str:
     return f"{join_names(ATTACK_TITLES[name] for name in sorted(names))}: All results." if names else ""
 
 
-def _audited(material: Material, *tests: str) -> str:
-    """Where the audits ran one of some tests; empty where none did."""
-    records = [
-        record
-        for record in material.evidence.audits
-        if any(test.name in tests and test.verdict != "not run" for test in record.tests)
-    ]
-    return f"Audit of {join_names(record.target for record in records)}." if records else ""
+def _or_audited(material: Material, done: str, test: str, otherwise: str) -> Answer:
+    """Done where there is a word to say of it, else as far as an audit's test succeeded on the targets."""
+    return ("done", done) if done else _audited(material, test) or ("not done", otherwise)
+
+
+def _audited(material: Material, name: str) -> Answer | None:
+    """What the audits say of one test: done where it succeeded on every target; None where none ran it."""
+    verdicts: dict[str, str] = {}
+    for record in material.evidence.audits:
+        for test in record.tests:
+            if test.name == name and test.verdict != "not run":
+                verdicts[record.weights] = test.verdict
+    found = {target: verdicts.get(material.weights[target]) for target in material.evidence.targets}
+    if not any(found.values()):
+        return None
+    succeeded = [target for target, verdict in found.items() if verdict in SUCCEEDED]
+    parts = [f"of {join_names(succeeded)}"] if succeeded else []
+    for verdict, words in (("warn", "with a warning for"), ("fail", "failed for"), (None, "not run for")):
+        if names := [target for target, of_target in found.items() if of_target == verdict]:
+            parts.append(f"{words} {join_names(names)}")
+    state: State = "done" if len(succeeded) == len(found) else "partly" if succeeded else "not done"
+    return state, f"Audit {', '.join(parts)}."
 
 
 def _threat(material: Material) -> Answer:
@@ -100,48 +117,61 @@ def _iterated(material: Material) -> Answer:
 
 def _many_steps(material: Material) -> Answer:
     most = _most_steps(material)
-    return _either(
-        f"Up to {most} steps: All results." if most >= MANY_STEPS else _audited(material, "convergence"),
+    return _or_audited(
+        material,
+        f"Up to {most} steps: All results." if most >= MANY_STEPS else "",
+        "convergence",
         f"No white-box attack of {MANY_STEPS} steps or more: robustmix audit.",
     )
 
 
 def _restarts(material: Material) -> Answer:
     most = max((identity.restarts for identity in _white(material)), default=1)
-    return _either(
-        f"PGD with {plural(most, 'restart')}: All results." if most > 1 else _audited(material, "convergence"),
+    return _or_audited(
+        material,
+        f"PGD with {plural(most, 'restart')}: All results." if most > 1 else "",
+        "restarts",
         "One start only: --attack pgd --restarts 5, or robustmix audit.",
     )
 
 
 def _transfer(material: Material) -> Answer:
-    families = {material.family_of[r.source] for r in material.results if r.role == "transfer" and r.source}
-    return _either(
-        f"From networks of {plural(len(families), 'kind')}: Transfer." if len(families) > 1 else "",
-        "Sources of one kind only answer by construction: add sources of the others."
-        if families
-        else "Nothing was transferred: add sources and targets.",
+    crafting = {material.family_of[r.source] for r in material.results if r.role == "transfer" and r.source}
+    if not crafting:
+        return "not done", "Nothing was transferred: add sources and targets."
+    if len(crafting) == 1:
+        return "not done", "Sources of one kind only answer by construction: add sources of the others."
+    missing = [family for family in material.families if family not in crafting]
+    kinds = f"From networks of {plural(len(crafting), 'kind')}"
+    return (
+        ("partly", f"{kinds}, none of {join_names(missing)}: Transfer.") if missing else ("done", f"{kinds}: Transfer.")
     )
 
 
 def _gradient_free(material: Material) -> Answer:
-    return _either(
-        _made(material, GRADIENT_FREE) or _audited(material, "square"),
+    return _or_audited(
+        material,
+        _made(material, GRADIENT_FREE),
+        "square",
         "No attack without gradients: --attack square, or robustmix audit.",
     )
 
 
 def _baseline(material: Material) -> Answer:
-    return _either(
-        _made(material, BASELINES) or _audited(material, "random-signs"),
+    return _or_audited(
+        material,
+        _made(material, BASELINES),
+        "random-signs",
         "Nothing that an attack must beat: --attack signs, or robustmix audit.",
     )
 
 
 def _losses(material: Material) -> Answer:
     losses = sorted({identity.loss for identity in _white(material)} - {"ce"})
-    return _either(
-        f"Loss {join_names(losses)}: All results." if losses else _audited(material, "log-odds"),
+    return _or_audited(
+        material,
+        f"Loss {join_names(losses)}: All results." if losses else "",
+        "log-odds",
         "Cross-entropy alone, which saturates: --loss logodds, or robustmix audit.",
     )
 
@@ -160,10 +190,12 @@ def _breaks(material: Material) -> Answer:
     found = [max(results, key=lambda r: (r.error, r.label, r.eps)) for results in worst.values() if results]
     least = min(found, key=lambda r: r.error, default=None)
     broken = least is not None and len(found) == len(worst) and least.error >= BROKEN
-    return _either(
+    return _or_audited(
+        material,
         f"Each errs on at least {percent(least.error)} under some attack and budget: All results."
         if broken and least
-        else _audited(material, "large-budget"),
+        else "",
+        "large-budget",
         "No budget at which every network fails altogether: robustmix audit.",
     )
 
@@ -202,13 +234,30 @@ def _audit(material: Material) -> Answer:
     missing = [name for name in material.evidence.targets if material.weights[name] not in audited]
     if not audited:
         return "not done", "robustmix audit."
-    return "done", "Audit." if not missing else f"Audit; without {join_names(missing)}."
+    return ("partly", f"Audit; without {join_names(missing)}.") if missing else ("done", "Audit.")
 
 
 def _published(material: Material) -> Answer:
     if material.facts.like is None and not (material.evidence.suite and material.evidence.suite.published):
         return "not applicable", "Nothing published is known of such data."
-    return "done", "Published and measured."
+    # Of what one source held against another nothing was measured here.
+    rows = (row for table in comparison_tables(material) if not table.against for row in table.rows)
+    return _either(
+        "Published and measured." if any(row.measured for row in rows) else "",
+        "No published figure stands beside what was measured: a suite with [published].",
+    )
+
+
+def _adapted(material: Material) -> Answer:
+    if material.models:
+        names = join_names(material.models)
+        return (
+            "not done",
+            f"What {names} may add beside a network's training is not on record: nothing was adapted to it.",
+        )
+    return "not applicable", (
+        "The networks differ in how they were trained; nothing is added to them that could be evaded."
+    )
 
 
 def _constant(state: State, where: str) -> Callable[[Material], Answer]:
@@ -230,9 +279,7 @@ ITEMS: Final[dict[str, Callable[[Material], Answer]]] = {
     "A standard ensemble (AutoAttack)": _autoattack,
     "A baseline that is no attack": _baseline,
     "The worst case per image over all attacks": _worst,
-    "An attack adapted to the defence": _constant(
-        "not applicable", "The networks differ in how they were trained; nothing is added to them that could be evaded."
-    ),
+    "An attack adapted to the defence": _adapted,
     "No image is left out": _every_image,
     "Several seeds": _seeds,
     "Intervals, and what they speak of": _constant("done", "Effects; All results; Methods."),

@@ -9,6 +9,7 @@ import numpy as np
 from robustmix.report.material import Material, Result, exact_id
 from robustmix.report.tables import Table
 from robustmix.report.text import ROLES, budget, join_names, percent, plural, points
+from robustmix.spec.attack import ITERATED
 from robustmix.spec.names import LOSSES
 from robustmix.store.cells import GAP_QUANTILES, BatchState, Cell
 from robustmix.store.results import wrong
@@ -42,6 +43,18 @@ def saturated(material: Material) -> list[str]:
     if shares := _worst(material, lambda state: state.zero_gradient):
         found.append(f"The gradient is exactly zero in every pixel on {shares}: these were not attacked at all.")
     return found
+
+
+def unrecorded(material: Material) -> list[str]:
+    """The sources that one of our attacks ascended cross-entropy on without a record of what its gradients showed."""
+    recorded = {source for (source, _), cell in _with_states(material).items() if cell.identity.loss == "ce"}
+    ascended = {
+        cell.identity.source
+        for cell in material.cells
+        if cell.identity.attack in ("fgsm", *ITERATED) and cell.identity.loss == "ce"
+    }
+    names = [name for name in material.names if name in material.evidence.sources]
+    return [name for name in names if material.weights[name] in ascended and name not in recorded]
 
 
 def _worst(material: Material, share_of: Callable[[BatchState], float], losses: Sequence[str] = LOSSES) -> str:

@@ -1,7 +1,8 @@
 """What the sources claim of mixup, one by one, and whether it holds for the networks of this report.
 
-From three seeds of each way of training on the interval decides, and for a declared effect the p value after Holm as
-well; below that the runs and their difference are named and the claim stays undecided.
+From three seeds of each way of training on, where nothing else sets them apart, the interval decides, and for a
+declared effect the p value after Holm as well; else the runs and their difference are named and the claim stays
+undecided.
 """
 
 from collections.abc import Mapping

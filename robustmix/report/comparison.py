@@ -75,6 +75,8 @@ class ComparisonTable:
         effects: one per figure of a method that ERM stands beside, here and there.
         shared: reasons that hold for every row, and stand in none of them.
         sources: keys of what it is from.
+        against: who published what stands in `Comparison.measured`, and who the figures beside it, where both are
+            published and nothing was measured; else None.
     """
 
     id: str
@@ -85,6 +87,7 @@ class ComparisonTable:
     effects: tuple[ComparedEffect, ...]
     shared: tuple[str, ...]
     sources: tuple[str, ...]
+    against: tuple[str, str] | None = None
 
     @property
     def comparable(self) -> bool:
@@ -297,4 +300,5 @@ def _of_figures(name: str, other: str) -> ComparisonTable:
         effects=tuple(compared),
         shared=shared,
         sources=(ours.source, theirs.source),
+        against=(who, whom),
     )

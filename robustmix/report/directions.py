@@ -8,7 +8,7 @@ import numpy as np
 
 from robustmix.published import Figure, find
 from robustmix.report import beside
-from robustmix.report.effects import effect
+from robustmix.report.effects import DECLARED, Effect, effect, effects, unlike
 from robustmix.report.material import Material, Result
 from robustmix.report.text import interval, method_name, points
 from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference
@@ -29,6 +29,8 @@ SHARED: Final = (
     "steps",
     "source_method",
 )
+# Behind the interval of what is no declared test.
+UNCORRECTED: Final = ", uncorrected"
 SHARED_TRAINING: Final = ("weight_decay", "label_noise")
 
 
@@ -42,7 +44,8 @@ class ComparedEffect:
         published: points of error more than ERM, signed.
         measured: the same here, with its 95 % interval where there are two runs of each.
         runs: that were measured.
-        verdict: whether both point the same way; undecided below three seeds of each, or where the interval holds 0.
+        verdict: whether both point the same way; undecided where it speaks of no methods (`Effect.about`), where the
+            interval holds 0, or for a declared effect by its p value after Holm.
     """
 
     role: str
@@ -78,14 +81,13 @@ def measured_effect(base: Side, other: Side, role: str, material: Material) -> C
         return None
     published = _change(base[0], other[0])
     ends = (found.difference.low, found.difference.high) if found.difference else None
-    sure = ends is not None and found.of_methods and not ends[0] <= 0 <= ends[1]
     return ComparedEffect(
         role=role,
         method=method_name(other[0].method),
         published=points(published),
-        measured=points(found.change) + (f" {interval(*ends)}" if ends else ""),
+        measured=points(found.change) + (f" {interval(*ends)}{found.corrected}" if ends else ""),
         runs=found.runs,
-        verdict=_direction(published, found.change) if sure else "undecided",
+        verdict=_direction(published, found.change) if found.sure else "undecided",
     )
 
 
@@ -111,7 +113,8 @@ class _Found:
     change: float
     difference: Difference | None
     runs: tuple[str, ...]
-    of_methods: bool
+    sure: bool
+    corrected: str = UNCORRECTED
 
 
 def _from_histories(base: Side, other: Side, material: Material) -> _Found | None:
@@ -121,11 +124,14 @@ def _from_histories(base: Side, other: Side, material: Material) -> _Found | Non
         return None
     fewest = min(len(one.errors), len(two.errors))
     first, second = (np.array(side.errors)[None, :, None] for side in (one, two))
+    found = difference(first, second) if fewest > 1 else None
+    names = [tuple(text[0] for text in side.texts) for side in (one, two)]
+    of_methods = fewest >= SEEDS_FOR_METHODS and not unlike(material, *names)
     return _Found(
         change=float(np.mean(two.errors) - np.mean(one.errors)),
-        difference=difference(first, second) if fewest > 1 else None,
-        runs=tuple(text[0] for side in (one, two) for text in side.texts),
-        of_methods=fewest >= SEEDS_FOR_METHODS,
+        difference=found,
+        runs=(*names[0], *names[1]),
+        sure=found is not None and of_methods and not found.low <= 0 <= found.high,
     )
 
 
@@ -137,7 +143,19 @@ def _from_cells(base: Side, other: Side, material: Material) -> _Found | None:
     found = effect(material, other[0].role, at.label, at.eps or 0.0, first, second, source)
     if found is None:
         return None
-    return _Found(found.observed, found.difference, (*found.names[0], *found.names[1]), found.about == "methods")
+    found = _declared(found, material) or found
+    runs = (*found.names[0], *found.names[1])
+    corrected = UNCORRECTED if found.p is None else ""
+    return _Found(found.observed, found.difference, runs, found.direction in (-1, 1), corrected)
+
+
+def _declared(found: Effect, material: Material) -> Effect | None:
+    """The declared effect that this is, with its p value after Holm; None if it is descriptive."""
+    if found.role != "white" or found.label not in DECLARED or found.base != material.base_family:
+        return None
+    same = (found.role, found.label, found.eps, found.family)
+    declared = (e for e in effects(material) if e.declared)
+    return next((e for e in declared if (e.role, e.label, e.eps, e.family) == same), None)
 
 
 def _change(base: Figure, other: Figure) -> float:

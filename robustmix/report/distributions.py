@@ -71,6 +71,12 @@ def distributions(material: Material) -> list[Drawing]:
     return found
 
 
+def scored_first(material: Material) -> list[str]:
+    """The first run or model of each family that was scored: those that are drawn."""
+    targets = material.evidence.targets
+    return [next(iter(scored)) for own in material.families.values() if (scored := [n for n in own if n in targets])]
+
+
 def shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The share of some values [N] at or below each edge."""
     return np.searchsorted(np.sort(values), edges, side="right") / len(values)
@@ -78,8 +84,7 @@ def shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def _shown(material: Material) -> list[tuple[str, dict[str, Cell]]]:
     """What was done to the images, in words, and the cell of the first run of each family."""
-    targets = material.evidence.targets
-    names = [next(iter(scored)) for own in material.families.values() if (scored := [n for n in own if n in targets])]
+    names = scored_first(material)
     states: list[tuple[str, str, float | None]] = [("without an attack", "clean", 0.0)]
     for label in _labels(material):
         eps = material.headline(label)

@@ -52,7 +52,10 @@ LEGEND_LINE, LEGEND_CHARACTER, LEGEND_SAMPLE = 0.165, 0.058, 0.45
 
 @dataclass(frozen=True)
 class Line:
-    """How one run or model is drawn: colour by family, dashes and marker by its place in it."""
+    """How one run or model is drawn: colour by family, dashes and marker by its place in it.
+
+    Where there are more families than colours, the dashes of a later family begin with the next kind.
+    """
 
     colour: str
     dashes: tuple[float, ...]
@@ -119,7 +122,8 @@ def lines(material: Material) -> dict[str, Line]:
     for family, names in enumerate(material.families.values()):
         for place, name in enumerate(names):
             mark = MARKERS[place % len(MARKERS)]
-            found[name] = Line(COLOURS[family % len(COLOURS)], DASHES[place % len(DASHES)], mark)
+            dashes = DASHES[(place + family // len(COLOURS)) % len(DASHES)]
+            found[name] = Line(COLOURS[family % len(COLOURS)], dashes, mark)
     return {name: found[name] for name in material.names}
 
 

@@ -3,7 +3,7 @@
 A family is compared with the base on the same examples: every network attacked by itself in the white box, and under
 transfer from the same sources, never itself. The declared family of tests is {white box, transfer} x {FGSM, I-FGSM} at
 the headline budget, by the attacks as publications mean them; its p values are corrected together (Holm 1979). All else
-is descriptive.
+is descriptive, the errors without an attack included.
 """
 
 import math
@@ -14,9 +14,11 @@ from typing import Final, Literal
 import numpy as np
 
 from robustmix.report.material import Material
-from robustmix.report.text import join_names
+from robustmix.report.text import imported, join_names, stated
 from robustmix.spec.attack import ATTACK_TITLES, DEFAULT_STEPS
+from robustmix.spec.recipe import FIELDS_OF_METHODS, Recipe
 from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference, holm, paired_interval
+from robustmix.store.runs import Run
 
 Role = Literal["clean", "white", "transfer"]
 
@@ -28,6 +30,13 @@ DECLARED: Final = (FGSM, IFGSM)
 LEVEL: Final = 0.05
 # From this error on, under an attack, a network is not robust to it, whichever of two errs less.
 NOT_ROBUST: Final = 0.9
+# What makes one method another; two methods that differ in anything else besides say nothing of each other.
+OF_METHODS: Final = (
+    "method", *FIELDS_OF_METHODS, "drop", "label_smoothing", "noise", "label_noise", "adversarial_eps",
+    "adversarial_steps",
+)  # fmt: skip
+# What is a control of its own between runs of one method.
+CONTROL: Final = "weight_decay"
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,9 @@ class Effect:
         difference: the same with its interval; None below two runs of each.
         p: that there is no difference, after Holm; None unless declared and with two runs of each.
         declared: whether it belongs to the declared family of tests.
-        about: ``methods`` from three seeds of each on (and of each family of sources), else ``runs``.
+        about: ``methods`` from three seeds of each on (and of each family of sources) where nothing but the method sets
+            them apart, else ``runs``.
+        unlike: what else sets their recipes apart, as ``width 16 or 64``.
     """
 
     role: Role
@@ -65,6 +76,7 @@ class Effect:
     p: float | None
     declared: bool
     about: Literal["methods", "runs"]
+    unlike: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[int, int]:
@@ -95,7 +107,8 @@ def effects(material: Material) -> list[Effect]:
     """Every family of runs against the base, under every attack at its headline budget.
 
     In the white box first, then under transfer: over pairs of a source of the base and one of the family, so that
-    neither is favoured, then from each family of sources. Empty where there is no plain ERM, or nothing beside it.
+    neither is favoured, then from each family of sources. Last without an attack. Empty where there is no plain ERM, or
+    nothing beside it.
     """
     base = material.base_family
     if base is None:
@@ -105,7 +118,38 @@ def effects(material: Material) -> list[Effect]:
         for role in ("white", "transfer"):
             for label in material.attacks:
                 found += _of_attack(material, role, label, base, family)
+        clean = effect(material, "clean", "clean", 0.0, base, family)
+        found += [clean] if clean else []
     return _corrected(found)
+
+
+def unlike(material: Material, ones: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """What sets the recipes of two kinds of runs apart besides the method, as ``width 16 or 64``; all that is known.
+
+    Between runs of one method the weight decay alone may differ: that is a method of its own.
+    """
+    sides = [[material.runs[name] for name in names if name in material.runs] for names in (ones, others)]
+    runs = [run for side in sides for run in side]
+    apart = {}
+    for field in Recipe.model_fields:
+        values = dict.fromkeys(
+            _written(run, field) for run in runs if not imported(run) or stated(run, field) is not None
+        )
+        if len(values) > 1:
+            apart[field] = " or ".join(values)
+    besides = [field for field in apart if field not in OF_METHODS and field != "seed"]
+    if besides == [CONTROL] and apart.keys().isdisjoint(OF_METHODS):
+        return ()
+    return tuple(f"{field.replace('_', ' ')} {apart[field]}" for field in besides)
+
+
+def _written(run: Run, field: str) -> str:
+    """A field of a run's recipe in words; milestones that are the usual ones are none."""
+    value = getattr(run.recipe, field)
+    if field == "milestones":
+        usual = run.recipe.model_copy(update={"milestones": None})
+        value = None if run.recipe.decay_epochs == usual.decay_epochs else value
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def pooled(base: str, family: str) -> str:
@@ -199,6 +243,7 @@ def effect(
         return None
     compared = difference(first, second) if min(len(ones), len(others)) > 1 else None
     fewest = min(len(ones), len(others), len(crafting) if role == "transfer" else math.inf)
+    besides = unlike(material, ones, others)
     return Effect(
         role=role,
         label=label,
@@ -213,7 +258,8 @@ def effect(
         difference=compared,
         p=None,
         declared=False,
-        about="methods" if fewest >= SEEDS_FOR_METHODS else "runs",
+        about="methods" if fewest >= SEEDS_FOR_METHODS and not besides else "runs",
+        unlike=besides,
     )
 
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,31 +87,50 @@ class Strip:
     images: tuple[Shown, ...]
 
 
-def strips(material: Material, folder: Path) -> list[Strip]:
+@dataclass(frozen=True)
+class Gallery:
+    """What a page shows of the examples that were kept.
+
+    Attributes:
+        strips: as many as it has room for.
+        left_out: how many it has no room for.
+    """
+
+    strips: tuple[Strip, ...]
+    left_out: int
+
+
+def gallery(material: Material, folder: Path) -> Gallery:
     """White-box examples at the headline budget, for the first network of each family of which some were kept.
 
-    All strips are cut to as many images as together stay below `MOST_CHARACTERS`.
+    Of the attacks that publications mean by FGSM and I-FGSM; where none were kept of these, of all others. The strips
+    are cut to as many images as together stay below `MOST_CHARACTERS`, and where one of each is too many the last ones
+    are left out.
 
     Raises:
         StoreError: the file of some examples is damaged.
     """
-    found = list(_strips(material, folder / EXAMPLES))
+    plain = {r.label for r in material.results if r.plain and r.attack in SHOWN_ATTACKS}
+    usual = [label for label in material.attacks if label in plain]
+    others = [label for label in material.attacks if label not in plain]
+    found = list(_strips(material, folder / EXAMPLES, usual)) or list(_strips(material, folder / EXAMPLES, others))
     for count in range(max((len(strip.images) for strip in found), default=0), 0, -1):
         cut = [Strip(s.title, s.amplified, s.reduced, s.images[:count]) for s in found]
         if sum(map(_characters, cut)) <= MOST_CHARACTERS:
-            return cut
-    return []
+            return Gallery(tuple(cut), 0)
+    single = [Strip(s.title, s.amplified, s.reduced, s.images[:1]) for s in found]
+    room = [sum(map(_characters, single[: number + 1])) <= MOST_CHARACTERS for number in range(len(single))].count(True)
+    return Gallery(tuple(single[:room]), len(single) - room)
 
 
 def _characters(strip: Strip) -> int:
     return sum(len(part.uri) for one in strip.images for part in (one.clean, one.change, one.adversarial))
 
 
-def _strips(material: Material, folder: Path) -> Iterator[Strip]:
-    plain = {(r.label, r.attack) for r in material.results if r.plain and r.attack in SHOWN_ATTACKS}
-    for label in material.attacks:
+def _strips(material: Material, folder: Path, labels: Sequence[str]) -> Iterator[Strip]:
+    for label in labels:
         eps = material.headline(label)
-        if eps is None or not plain & {(label, attack) for attack in SHOWN_ATTACKS}:
+        if eps is None:
             continue
         for names in material.families.values():
             for name in names:

@@ -139,14 +139,13 @@ def _write(folder: Path, evidence: Evidence, choice: Choice, place: Workspace) -
     text = json.dumps(evidence.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / EVIDENCE, text + "\n")
     shown = {cell_path(folder / CELLS, cell.identity) for cell in choice.cells}
-    examples = _copy_examples(folder, place)
+    examples = _copy_examples(folder, place, Material.of(evidence, choice.cells))
     for path in {*(folder / CELLS).glob("*.parquet"), *(folder / EXAMPLES).glob("*.npz")} - shown - examples:
         path.unlink(missing_ok=True)
 
 
-def _copy_examples(folder: Path, place: Workspace) -> set[Path]:
+def _copy_examples(folder: Path, place: Workspace, material: Material) -> set[Path]:
     """Copy the examples of a report's units at the headline budget, as far as some were kept; gives the copies."""
-    material = Material.read(folder)
     shown = {(label, material.headline(label)) for label in material.attacks}
     units = {
         examples_path(place.gallery, cell.identity)

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 from robustmix.report.effects import IFGSM, NOT_ROBUST, Effect, Role, effect, errors
 from robustmix.report.material import Material
-from robustmix.report.text import amount, budget, final, interval, join_names, percent, plural, range_of
+from robustmix.report.text import amount, budget, final, interval, join_names, percent, plural, probability, range_of
 from robustmix.spec.recipe import Recipe
 from robustmix.stats import SEEDS_FOR_METHODS, mean_interval
 from robustmix.store.runs import Run
@@ -15,6 +15,8 @@ Verdict = Literal["supported", "contradicted", "undecided", "not measured"]
 
 # A network that errs on less than this share of its corrupted training labels has learnt most of them by heart.
 BY_HEART: Final = 0.5
+# A network that errs under an attack on at most so much more than without one is robust to it.
+NEAR_CLEAN: Final = 0.05
 # What makes another method of mixup; how a run was trained otherwise does not.
 MIXING: Final = ("lam", "lam_per", "lam_labels", "mix", "same_class", "nearest")
 NOISY: Final = "networks of ERM and of mixup trained on as many corrupted labels"
@@ -48,8 +50,7 @@ def robust(role: Role, label: str) -> Judge:
         apart = [e for e in every if e.source in (material.base_family, family)]
         if role == "white" or not apart or found is None:
             return judged
-        each = join_names(f"from {e.source} {amount(e.observed)}" for e in apart)
-        return judged._replace(reason=f"{judged.reason}; by the kind of source it errs {each}")
+        return judged._replace(reason=f"{judged.reason}; {_by_source(apart, material)}")
 
     return judge
 
@@ -61,14 +62,20 @@ def not_robust(material: Material, known: Sequence[Effect]) -> Judgement:
     if found is None:
         return _missing(f"networks of plain ERM and of mixup that were both attacked with {IFGSM}")
     rates = [errors(material, "white", IFGSM, found.eps, names)[0].mean(axis=1).tolist() for names in found.names]
+    plain = [errors(material, "clean", "clean", 0.0, names)[0].mean(axis=1).tolist() for names in found.names]
+    without = join_names(percent(sum(own) / len(own)) for own in plain)
+    more = [[high - low for low, high in zip(*both, strict=True)] for both in zip(plain, rates, strict=True)]
     return _shares(
         rates,
         found.names,
         (found.base, found.family),
         of=f" at {budget(found.eps)}",
-        rule=f"not robust means an error of {percent(NOT_ROBUST)} or more",
+        rule=(
+            f"not robust means an error of {percent(NOT_ROBUST)} or more, robust one of at most {100 * NEAR_CLEAN:g} "
+            f"points above that without an attack ({without}); what lies between is undecided"
+        ),
         holds=lambda ends: all(low >= NOT_ROBUST for low, _ in ends),
-        fails=lambda ends: any(high < NOT_ROBUST for _, high in ends),
+        fails=lambda _: any(mean_interval(own)[1] <= NEAR_CLEAN for own in more),
     )
 
 
@@ -138,25 +145,62 @@ def no_study(what: str) -> Judge:
 # ---- what judges share -------------------------------------------------------------------------------------
 
 
+def told(found: Effect) -> str:
+    """Who errs how much more or less often than whom, with the interval: methods, or runs by their names."""
+    how = _than(found)
+    ends = f" {range_of(found.observed, *found.ends)}" if found.ends else ""
+    if found.about == "methods":
+        return f"{found.family} errs {how} {found.base}{ends}"
+    ones, others = map(join_names, found.names)
+    mean = " on average" if max(found.runs) > 1 else ""
+    # The runs themselves are as they are: it is other runs of theirs that an interval over seeds speaks of.
+    new = f"{ends} over new seeds" if ends else ""
+    return f"{others} {_errs(found)} {how} {ones}{mean}{new}"
+
+
+def _than(found: Effect) -> str:
+    how = amount(found.observed)
+    return f"{how} {'as' if how == 'as often' else 'than'}"
+
+
+def _errs(found: Effect) -> str:
+    return "errs" if found.about == "methods" or found.runs[1] == 1 else "err"
+
+
 def _less(found: Effect | None, needed: str) -> Judgement:
     """Whether the second family errs less than the first."""
     if found is None:
         return _missing(needed)
     at = f" at {budget(found.eps)}" if found.eps else ""
-    than = "as" if amount(found.observed) == "as often" else "than"
-    ends = f" {range_of(found.observed, *found.ends)}" if found.ends else ""
-    how = f"{amount(found.observed)} {than}"
     if found.direction is None:
-        ones, others = map(join_names, found.names)
-        verb = "errs" if found.runs[1] == 1 else "err"
-        mean = " on average" if max(found.runs) > 1 else ""
-        return Judgement(f"{others} {verb} {how} {ones}{mean}{ends}{at}", "undecided", _few(found.runs))
-    number = f"{found.family} errs {how} {found.base}{ends}{at}, {_seeds(found.runs)}"
+        return Judgement(f"{told(found)}{at}", "undecided", _of_runs(found))
+    number = f"{told(found)}{at}, {_seeds(found.runs)}"
     if found.direction == 0:
-        p = f", p = {found.p:.2g} after Holm" if found.p is not None else ""
-        return Judgement(number, "undecided", f"that there is no difference cannot be ruled out{p}")
+        return Judgement(number, "undecided", f"that there is no difference cannot be ruled out{_how(found)}")
     verdict: Verdict = "supported" if found.direction == -1 else "contradicted"
-    return Judgement(number, verdict, f"the interval lies {'below' if found.direction == -1 else 'above'} 0")
+    where = "below" if found.direction == -1 else "above"
+    return Judgement(number, verdict, f"the interval lies {where} 0{_how(found)}")
+
+
+def _how(found: Effect) -> str:
+    """Whether the tests that were declared beforehand are corrected for, or this is one look of many."""
+    if found.p is None:
+        return ", uncorrected: no declared test"
+    return f", p {probability(found.p) if found.p < 0.001 else f'= {found.p:.2g}'} after Holm"
+
+
+def _by_source(apart: Sequence[Effect], material: Material) -> str:
+    """How much more or less often the second errs under the examples of each kind; of methods or of runs by name."""
+    said = []
+    for found in apart:
+        source = found.source or ""
+        if found.about == "methods":
+            crafted, one, other = source, found.base, found.family
+        else:
+            crafting = [name for name in material.families[source] if name in material.evidence.sources]
+            crafted, one, other = join_names(crafting), *map(join_names, found.names)
+        said.append(f"under examples of {crafted}, {other} {_errs(found)} {_than(found)} {one}")
+    return "; ".join(said)
 
 
 def _shares(
@@ -192,6 +236,13 @@ def _few(runs: Sequence[int]) -> str:
     return (
         f"{join_names(plural(count, 'run') for count in runs)}: a claim about methods needs {SEEDS_FOR_METHODS} of each"
     )
+
+
+def _of_runs(found: Effect) -> str:
+    """Why an effect speaks of runs alone."""
+    if found.unlike:
+        return f"they differ in more than the method: {'; '.join(found.unlike)}"
+    return _few(found.runs)
 
 
 def _seeds(runs: Sequence[int]) -> str:

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from robustmix.report.effects import effects
 from robustmix.report.material import Material
+from robustmix.report.robustness import worst_cases
 from robustmix.report.text import (
     also,
+    budget,
     imported,
     join_names,
     last_epoch,
@@ -54,8 +57,15 @@ NORMS: Final = {"linf": "L-infinity", "l2": "L2"}
 
 
 def paragraphs(material: Material) -> list[str]:
-    """Data, networks, attacks and statistics, a paragraph each; nothing is said that is not in the files."""
-    return [_data(material), *_networks(material), _attacks(material), _statistics(material)]
+    """Data, networks, attacks, statistics, audits and software, a paragraph each, and nothing that no file says."""
+    return [
+        _data(material),
+        *_networks(material),
+        _attacks(material),
+        _statistics(material),
+        *_audits(material),
+        _software(material),
+    ]
 
 
 def _data(material: Material) -> str:
@@ -70,23 +80,29 @@ def _data(material: Material) -> str:
 
 
 def _networks(material: Material) -> list[str]:
-    alike: dict[str, list[Run]] = {}
-    for run in material.runs.values():
-        alike.setdefault(_training(run), []).append(run)
-    found = []
-    for training, runs in alike.items():
-        methods: dict[str, list[Run]] = {}
-        for run in runs:
-            methods.setdefault(_method(run), []).append(run)
-        parts = [f"{method} ({_seeds(own)})" for method, own in methods.items()]
-        found.append(f"We trained {training} by {join_names(parts)}.")
-    if found:
-        found.append("Each network is that of its last epoch; nothing was selected on the test set.")
+    ours = [run for run in material.runs.values() if not imported(run)]
+    theirs = [run for run in material.runs.values() if imported(run)]
+    found = [f"We trained {training} by {methods}." for training, methods in _alike(ours)]
+    if ours:
+        which = "network that we trained" if theirs else "network"
+        found.append(f"Each {which} is that of its last epoch; nothing was selected on the test set.")
+    found += [f"Another program trained {network} by {methods}." for network, methods in _alike(theirs)]
+    if theirs:
+        found.append("Of its training only what was said at the import is on record, not how the weights were chosen.")
     if material.models:
         found.append(
             f"{join_names(material.models)} {'was' if len(material.models) == 1 else 'were'} taken as published."
         )
     return [" ".join(found)]
+
+
+def _alike(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """How some runs were trained, and by which methods and seeds each."""
+    alike: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        alike.setdefault(_training(run), {}).setdefault(_method(run), []).append(run)
+    for training, methods in alike.items():
+        yield training, join_names(f"{method} ({_seeds(own)})" for method, own in methods.items())
 
 
 def _training(run: Run) -> str:
@@ -95,7 +111,7 @@ def _training(run: Run) -> str:
     parameters = f" ({facts.parameters:,} parameters)" if facts else ""
     network = f"{recipe.model}{width}{parameters}"
     if imported(run):
-        return f"{network} (by another program, as far as stated)"
+        return network
     examples = train_examples(run)
     schedule = SCHEDULES[recipe.schedule].format(join_names(map(str, recipe.decay_epochs)))
     nesterov = "Nesterov momentum" if recipe.nesterov else "momentum"
@@ -189,18 +205,66 @@ def _rule(identity: CellIdentity) -> str:
 
 
 def _statistics(material: Material) -> str:
-    counts = [len(names) for family, names in material.families.items() if family not in material.models]
-    enough = len(counts) > 1 and min(counts) >= SEEDS_FOR_METHODS
     text = (
         "Intervals of one network's error are 95 % Wilson intervals (Wilson 1927) over the test images. Two networks "
         "are compared on the same images by the exact McNemar test and Tango's score interval (McNemar 1947, Tango "
         "1998); both speak of these networks. "
     )
-    if enough:
-        return text + (
-            "Ways of training are compared by a Welch t interval (Welch 1947) over the means of their seeds, to which "
-            "the spread over images and, under transfer, over sources adds; no network was attacked by itself under "
-            "transfer. The p values of FGSM and I-FGSM, white box and transfer, at the headline budget were corrected "
-            "together after Holm (1979); everything else is descriptive."
+    for case in worst_cases(material):
+        text += f"{case.table.caption}: an image counts as an error under any of {'; '.join(case.attacks)}. "
+    return text + _of_methods(material)
+
+
+def _of_methods(material: Material) -> str:
+    """What is said of ways of training: of those that have the seeds for it."""
+    found = [effect for effect in effects(material) if effect.about == "methods"]
+    counts = {family: len(names) for family, names in material.families.items() if family not in material.models}
+    if not found:
+        if len(counts) > 1 and min(counts.values()) >= SEEDS_FOR_METHODS:
+            return "The ways of training are not compared."
+        return f"With fewer than {SEEDS_FOR_METHODS} seeds of each, nothing is claimed of the ways of training."
+    base = found[0].base
+    families = list(dict.fromkeys(effect.family for effect in found))
+    text = (
+        f"{join_names(families)} {'is' if len(families) == 1 else 'are'} compared with {base} by a Welch t interval "
+        "(Welch 1947) over the means of their seeds, to which the spread over images and, under transfer, over sources "
+        "adds; no network was attacked by itself under transfer. "
+    )
+    if any(effect.p is not None for effect in found):
+        text += (
+            "The p values of FGSM and I-FGSM, white box and transfer, at the headline budget were corrected together "
+            "after Holm (1979); everything else is descriptive."
         )
-    return text + f"With fewer than {SEEDS_FOR_METHODS} seeds of each, nothing is claimed of the ways of training."
+    else:
+        text += "All of it is descriptive."
+    few = [family for family in counts if family not in (base, *families)]
+    return text + (f" Of {join_names(few)} nothing is claimed: the seeds are too few." if few else "")
+
+
+def _audits(material: Material) -> list[str]:
+    """What was tested of the evaluation itself; nothing where it was not audited."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for record in material.evidence.audits:
+        tests = "; ".join(test.title for test in record.tests if test.verdict != "not run")
+        if tests:
+            key = plural(record.n, "test image"), record.data, budget(record.eps_255), tests
+            alike.setdefault(key, []).append(record.target)
+    found = [
+        f"The evaluation of {join_names(targets)} was audited by robustmix on {images} of {data} at {eps}: {tests}."
+        for (images, data, eps, tests), targets in alike.items()
+    ]
+    return [" ".join(found)] if found else []
+
+
+def _software(material: Material) -> str:
+    facts = [run.facts for run in material.runs.values() if run.facts and not imported(run)]
+    trained = {(f"robustmix {one.robustmix} and torch {one.torch}", one.device) for one in facts}
+    scored = {
+        (f"robustmix {cell.facts.robustmix} and torch {cell.facts.torch}", cell.facts.device) for cell in material.cells
+    }
+    training = f"Networks were trained with {_versions(trained)}. " if trained else ""
+    return f"{training}Attacks were made and scored with {_versions(scored)}."
+
+
+def _versions(found: set[tuple[str, str]]) -> str:
+    return join_names(f"{versions} on {device}" for versions, device in sorted(found))

@@ -48,9 +48,10 @@ function makeSortable(table) {
   });
 }
 
-// A cell of a CSV file. What a spreadsheet would take for a formula is marked as text.
+// A cell of a CSV file. What a spreadsheet would take for a formula is marked as text, unless it is a number and no more.
 function quoted(text) {
-  const safe = /^[=@]|^[+-](?![\d.])/.test(text) ? `'${text}` : text;
+  const number = /^[+-]?\d+(\.\d+)?(\s?%)?$/;
+  const safe = /^[=@+\-\t\r]/.test(text) && !number.test(text) ? `'${text}` : text;
   return `"${safe.replaceAll('"', '""')}"`;
 }
 

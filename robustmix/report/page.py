@@ -23,17 +23,17 @@ from robustmix.report.answer import HeadlineTable, answer, headline_tables, ques
 from robustmix.report.checklist import checklist
 from robustmix.report.claims import claims
 from robustmix.report.cost import cost
-from robustmix.report.distributions import distributions
+from robustmix.report.distributions import distributions, scored_first
 from robustmix.report.drawing import Drawing, key, lines
 from robustmix.report.effects import effects
 from robustmix.report.evidence import Evidence
 from robustmix.report.figures import eps_curves, transfer_matrices
-from robustmix.report.gallery_view import strips
+from robustmix.report.gallery_view import gallery
 from robustmix.report.histories import LOG_FROM, training_curves
 from robustmix.report.markup import Script, sort_value
 from robustmix.report.material import Material
 from robustmix.report.methods_text import paragraphs
-from robustmix.report.text import NONE, stated
+from robustmix.report.text import NONE, imported, stated
 from robustmix.store.atomic import write_text
 
 INDEX: Final = "index.html"
@@ -114,7 +114,7 @@ def render(folder: Path) -> Path:
         **_trust(material),
         **_training(material),
         **_record(material),
-        "strips": strips(material, folder),
+        "gallery": gallery(material, folder),
         "report_command": _report_command(folder.name, material.evidence),
     }
     contents = [(id, text) for id, text, part in CONTENTS if not part or _says_anything(parts[part])]
@@ -151,14 +151,16 @@ def _heads(material: Material) -> tuple[list[HeadlineTable], list[HeadlineTable]
 
 def _compared(material: Material) -> dict[str, Any]:
     found, compared = effects(material), comparison.comparison_tables(material)
-    apart = [table for table in compared if not table.comparable]
+    beside = [table for table in compared if table.against]
+    apart = [table for table in compared if not table.comparable and table not in beside]
     cited = comparison.cited(compared)
     return {
         "effects": effects_view.effects_table(found),
         "effects_scope": effects_view.effects_scope(found),
         "effects_speak_of_methods": effects_view.speak_of_methods(found),
-        "comparisons": [table for table in compared if table not in apart],
+        "comparisons": [table for table in compared if table not in apart and table not in beside],
         "apart": apart,
+        "beside": beside,
         "marks": comparison.marks(compared),
         "sources": cited,
         "claims": claims(material),
@@ -171,6 +173,9 @@ def _figures(material: Material) -> dict[str, Any]:
     legend = [(name, material.family_of[name], Markup(key(name, line))) for name, line in lines(material).items()]
     return {
         "legend": legend,
+        "legend_of_families": [
+            (f"{family}: {name}", family, sample) for name, family, sample in legend if name in scored_first(material)
+        ],
         "legend_of_runs": [entry for entry in legend if entry[0] in material.runs],
         "curves": _safe(eps_curves(material)),
         "matrices": _safe(transfer_matrices(material)),
@@ -187,11 +192,12 @@ def _trust(material: Material) -> dict[str, Any]:
     return {
         "gradients": checks.gradients(material),
         "saturated": checks.saturated(material),
+        "unrecorded": checks.unrecorded(material),
         "faster": checks.faster(material),
         "rounded": checks.rounded(material),
         "results": tables.results_table(material),
         "checklist": tables.Table(
-            "Done, not done or not applicable", ("Item", "State", "Where, and how"), items, texts=3
+            "Done, done in part, not done or not applicable", ("Item", "State", "Where, and how"), items, texts=3
         ),
     }
 
@@ -201,6 +207,7 @@ def _training(material: Material) -> dict[str, Any]:
     return {
         "training": training,
         "seeds": tables.seeds_table(material),
+        "imported": [run.name for run in material.runs.values() if imported(run)],
         "errors": [(key, name) for key, name in ERRORS.items() if key in USUAL_ERRORS or _said(training, key)],
         "shows_also": _said(training, "also"),
         "cost": cost(material),

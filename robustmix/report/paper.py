@@ -1,5 +1,6 @@
 """All figures of a report, and the same as PDF files for a paper."""
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,8 @@ from robustmix.report.material import Material
 from robustmix.store.atomic import write_atomically
 
 FIGURES: Final = "figures"
+# What a figure's file may be called: others that stand there are somebody's own.
+NAMES: Final = re.compile(r"(curve|matrix|distribution|history)-[a-z0-9-]+\.pdf")
 # In the order of the page.
 KINDS: Final = (eps_curves, transfer_matrices, distributions, training_curves)
 
@@ -29,7 +32,7 @@ def figures(material: Material) -> dict[str, Drawing]:
 
 
 def write_figures(folder: Path) -> list[Path]:
-    """Write every figure of a report as PDF into its ``figures/``, and remove there what it no longer has.
+    """Write every figure of a report as PDF into its ``figures/``, and remove there those that it no longer has.
 
     Args:
         folder: of the report, as `robustmix.report.collect` makes it.
@@ -47,7 +50,7 @@ def write_figures(folder: Path) -> list[Path]:
         write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
     try:
         for path in (folder / FIGURES).glob("*.pdf"):
-            if path not in found:
+            if path not in found and NAMES.fullmatch(path.name):
                 path.unlink()
     except OSError as error:
         raise StoreError(f"{path} cannot be removed: {error.strerror or error}") from None

@@ -90,7 +90,8 @@ def probability(p: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of two shares in percentage points: ``+0.4``."""
-    return f"{100 * difference:+.1f}"
+    # Plus 0, lest what rounds to nothing keeps its sign.
+    return f"{round(100 * difference, 1) + 0:+.1f}"
 
 
 def amount(difference: float) -> str:

@@ -1,4 +1,4 @@
-"""The page's generated sentences. They speak of runs and models by their names, never of methods."""
+"""The page's generated sentences. They speak of runs and models by their names; of methods where an effect does."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ from robustmix.comparability import UNFITTED
 from robustmix.published import find, sources
 from robustmix.report import checks
 from robustmix.report.comparison import citation
+from robustmix.report.effects import effects
+from robustmix.report.judges import told
 from robustmix.report.material import Material, Result
 from robustmix.report.text import (
     budget,
@@ -20,6 +22,7 @@ from robustmix.report.text import (
     train_examples,
 )
 from robustmix.stats import SEEDS_FOR_METHODS
+from robustmix.store.runs import Run
 
 # As many runs as one sentence can name.
 MOST = 6
@@ -33,7 +36,10 @@ def warnings(material: Material) -> list[str]:
 
 
 def answers(material: Material) -> list[str]:
-    """What the runs err, by name: without an attack, and in the white box of a few attacks at the headline budget."""
+    """What the runs err, by name: without an attack, and in the white box of a few attacks at the headline budget.
+
+    Then what the page's main way of training changes against ERM without an attack and under transfer.
+    """
     found = [_clean(material)]
     plain = {result.label for result in material.results if result.plain}
     labels = sorted(material.attacks, key=lambda label: label not in plain)
@@ -44,6 +50,20 @@ def answers(material: Material) -> list[str]:
             found.append(f"Under white-box {label} at {budget(eps)}, {_errors(white, of_n=True)}.")
     if len(labels) > MOST_ATTACKS:
         found.append(f"{plural(len(labels) - MOST_ATTACKS, 'more attack')} stand in the tables and figures below.")
+    return [*found, *_changes(material)]
+
+
+def _changes(material: Material) -> list[str]:
+    """A sentence on clean errors and one on each declared attack under transfer; in the white box the answer has it."""
+    found = []
+    for effect in effects(material):
+        if effect.family != material.main_family:
+            continue
+        if effect.role == "clean":
+            found.append(f"On clean images, {told(effect)}.")
+        elif effect.role == "transfer" and effect.declared:
+            at = f"{effect.label} at {budget(effect.eps)}"
+            found.append(f"Under transfer of {at}, crafted on as many of either kind, {told(effect)}.")
     return found
 
 
@@ -106,7 +126,9 @@ def _training(material: Material) -> list[str]:
         of_width = f" of width {width}" if width else ""
         length = plural(epochs, "epoch") if epochs else "an unknown number of epochs"
         found.append(f"{join_names(names)} {verb} {model}{of_width}, trained for {length}{on}.{known}")
-    unfitted = [name for name, run in material.runs.items() if 100 * final(run, "train_error") >= UNFITTED]
+    unfitted = [
+        name for name, run in material.runs.items() if _fits(run) and 100 * final(run, "train_error") >= UNFITTED
+    ]
     if unfitted:
         found.append(f"{join_names(unfitted)} did not fit the training set: not converged.")
     if theirs := [name for name, run in material.runs.items() if imported(run)]:
@@ -116,6 +138,11 @@ def _training(material: Material) -> list[str]:
         many = len(material.models) > 1
         found.append(f"{join_names(material.models)} {'were' if many else 'was'} not trained by robustmix.")
     return found
+
+
+def _fits(run: Run) -> bool:
+    """Whether a converged run fits its training set: with adversarial examples or wrong labels it need not."""
+    return not run.recipe.adversarial_eps and not run.recipe.label_noise
 
 
 def _unlike_published(material: Material) -> list[str]:

@@ -4,7 +4,10 @@ They are kept whenever a unit is computed; all adversarial images only where som
 (`robustmix.gallery.Gallery`). One file of numpy's per unit and budget, which all targets share.
 """
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -17,6 +20,21 @@ from robustmix.store.cells import CellIdentity, gallery_path
 
 # As many examples of a unit as are kept at each budget.
 KEPT: Final = 8
+# What zipfile and numpy raise of a file that is not what it was, beside errors of their own; NotImplementedError and
+# other kinds of RuntimeError are of packings that were never used, MemoryError of a shape that was never written.
+DAMAGED: Final = (
+    OSError,
+    LookupError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    SyntaxError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+)
 # Of images that can be shown: grey, or red, green and blue.
 CHANNELS: Final = (1, 3)
 
@@ -66,7 +84,7 @@ def read_examples(folder: Path, identity: CellIdentity) -> Examples | None:
             examples = Examples(**{field.name: arrays[field.name] for field in fields(Examples)})
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         raise StoreError(f"{path} holds no examples that can be read ({type(error).__name__})") from None
     count, shape = len(examples.index), examples.clean.shape
     kinds = [array.dtype for array in (examples.index, examples.clean, examples.adversarial)]
