@@ -534,7 +534,7 @@ def test_ranks_give_the_cells_of_one_process(
             assert getattr(several[key].facts, what) == getattr(cell.facts, what), what
     kept = {path.name: path.read_bytes() for path in (workspace / "results/gallery").iterdir()}
     assert kept == {path.name: path.read_bytes() for path in (others / "results/gallery").iterdir()}
-    assert len(kept) == 2 * 5
+    assert len(kept) == 3 * 5
     assert not list((others / "results/parts").iterdir())
 
 

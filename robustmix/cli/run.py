@@ -11,7 +11,6 @@ from robustmix.errors import SpecError
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, load_suite, match_runs
 from robustmix.spec.validation import validate
-from robustmix.store.runs import run_names
 from robustmix.store.workspace import Workspace
 
 DEFAULTS = Place()
@@ -83,6 +82,7 @@ def run_suite(
     from robustmix.device import launch
     from robustmix.participants import is_foreign
     from robustmix.planning import check_suite_installed, make_plan
+    from robustmix.store.runs import run_names
 
     check_suite_installed(wanted)
     if wanted.audit:
