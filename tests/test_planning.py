@@ -106,7 +106,7 @@ def test_a_cell_without_its_images_counts_as_missing_where_images_are_wanted(
     rows = found.rows.set_column(9, "prediction_uint8", found.rows["prediction"])
     write_cell(place.cells, replace(found, rows=rows))
     assert existing_cell(place, own["fgsm"], save_images=True) is None, "scored on images that are gone"
-    place.gallery.mkdir()
+    place.gallery.mkdir(exist_ok=True)
     gallery_path(place.gallery, own["fgsm"]).touch()
     assert existing_cell(place, own["fgsm"], save_images=True)
 
