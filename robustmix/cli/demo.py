@@ -9,7 +9,7 @@ MACHINE = Machine()
 
 
 def demo(*, workspace: Path = Path("robustmix-demo"), quiet: Flag = False, machine: Machine = MACHINE) -> None:
-    """Train two ERM and two mixup networks on embedded digits, attack them, write the report: about a minute.
+    """Train two ERM and two mixup networks on embedded digits, attack and audit them, write the report: three minutes.
 
     Args:
         workspace: The folder that everything goes into.
