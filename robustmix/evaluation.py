@@ -15,23 +15,13 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import Team, describe_device, is_out_of_memory, launch, memory_hint, synchronize
+from robustmix.device import describe_device, is_out_of_memory, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
+from robustmix.launching import launch
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
 from robustmix.participants import Participant
-from robustmix.planning import (
-    DEFAULT_BATCH,
-    Plan,
-    Unit,
-    Wanted,
-    clean_unit,
-    existing_cell,
-    halved,
-    make_plan,
-    missing_cells,
-    resized,
-)
+from robustmix.planning import Plan, existing_cell, make_plan, missing_cells
 from robustmix.progress import say
 from robustmix.sanity import check_model, some_images
 from robustmix.spec.names import Device
@@ -41,6 +31,8 @@ from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, write_c
 from robustmix.store.claims import claim, holder
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
+from robustmix.work import DEFAULT_BATCH, Unit, Wanted, clean_unit, halved, resized
 
 POLL_S: Final = 1.0
 WORTH_SAYING: Final = 0.05

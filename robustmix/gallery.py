@@ -10,15 +10,16 @@ from torch import Tensor
 
 from robustmix.attacks.geometry import round_within
 from robustmix.data import Split
-from robustmix.device import Team
-from robustmix.planning import Plan, Unit
+from robustmix.planning import Plan
 from robustmix.progress import say
 from robustmix.spec.attack import Course
 from robustmix.store.atomic import write_text
 from robustmix.store.cells import gallery_path
 from robustmix.store.gallery import CHANNELS, KEPT, Examples, write_examples
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 from robustmix.units import GREY_LEVELS, to_pixels
+from robustmix.work import Unit
 
 
 class Shown:

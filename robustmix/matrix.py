@@ -18,7 +18,6 @@ from robustmix.device import describe_device, exact_float32, is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
 from robustmix.participants import Participant
-from robustmix.planning import CLEAN, DEFAULT_BATCH, Unit, Wanted, halved, make_identity
 from robustmix.progress import say
 from robustmix.sanity import check_outputs
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, Course, takes
@@ -27,6 +26,7 @@ from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
+from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, Wanted, halved, make_identity
 
 LOOKED_AT: Final = 8
 

@@ -20,12 +20,12 @@ from robustmix.data import Split
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
 from robustmix.participants import Participant
-from robustmix.planning import CLEAN, Unit
 from robustmix.progress import Progress
 from robustmix.spec.attack import FOREIGN, AttackSpec, Course
 from robustmix.spec.names import Precision
 from robustmix.store.cells import GAP_QUANTILES, ROWS, BatchState
 from robustmix.units import GREY_LEVELS, IMAGES, echo_budget, to_pixels
+from robustmix.work import CLEAN, Unit
 
 # Adding and subtracting in float32 leaves a pixel's change up to half a unit in the last place of 1 above its budget;
 # in L2, and in other libraries' attacks, rounding adds up relative to the budget.

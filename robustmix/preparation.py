@@ -13,7 +13,7 @@ from torch import nn
 from robustmix._version import __version__
 from robustmix.checkpoints import load_state
 from robustmix.data import Dataset, TensorSplit, check_augment, load_data
-from robustmix.device import Team, describe_device, native_bf16
+from robustmix.device import describe_device, native_bf16
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.models import SMALLEST_SIDE, check_drop, check_layers, check_packaged
 from robustmix.progress import say
@@ -31,6 +31,7 @@ from robustmix.store.runs import (
     write_recipe,
 )
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 from robustmix.trainee import fits
 
 LOCK: Final = ".lock"

@@ -11,13 +11,13 @@ from torch.optim import SGD
 
 from robustmix.checkpoints import load_state, save_state
 from robustmix.data import Dataset
-from robustmix.device import Team
 from robustmix.errors import CheckpointError
 from robustmix.models import Classifier, ModelSpec, build
 from robustmix.progress import say
 from robustmix.rng import Stream, generator
 from robustmix.spec.recipe import Recipe, load_recipe_fields
 from robustmix.store.runs import STATE
+from robustmix.team import Team
 
 
 @dataclass

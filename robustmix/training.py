@@ -18,8 +18,9 @@ from robustmix.attacks.gradient import from_start
 from robustmix.attacks.victim import Victim
 from robustmix.checkpoints import save_model
 from robustmix.data import Augmentation, Dataset, Share, Split
-from robustmix.device import Team, autocast, launch, memory_hint, synchronize
+from robustmix.device import autocast, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
+from robustmix.launching import launch
 from robustmix.mixing import (
     Mix,
     add_noise,
@@ -39,6 +40,7 @@ from robustmix.spec.names import Device
 from robustmix.spec.recipe import Recipe
 from robustmix.store.runs import WEIGHTS, Run, read_run, write_history
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 from robustmix.trainee import Trainee, begin, learning_rate
 from robustmix.units import to_pixels
 

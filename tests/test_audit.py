@@ -14,9 +14,9 @@ from robustmix.audit import audit
 from robustmix.audit.battery import LARGE, make_battery
 from robustmix.audit.binarisation import Features, binarise
 from robustmix.audit.reading import paired
-from robustmix.device import launch
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.judging import TESTS, Pair
+from robustmix.launching import launch
 from robustmix.spec.attack import Course
 from robustmix.store.audits import AuditTest, read_audits
 from robustmix.store.workspace import Workspace

@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny import environment
 
-from robustmix import device
-from robustmix.device import Team, is_out_of_memory, launch, memory_hint, pick_device
+from robustmix import launching
+from robustmix.device import is_out_of_memory, memory_hint, pick_device
 from robustmix.errors import EvaluationError, SpecError
+from robustmix.launching import launch
+from robustmix.team import Team
 
 # Every rank writes what it knows; rank 1 comes late, and what rank 0 then finds shows that it waited.
 MEMBER = """
@@ -18,7 +20,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from robustmix import progress
-from robustmix.device import launch
+from robustmix.launching import launch
 
 team = launch("cpu", *map(int, sys.argv[1:]))
 if team.rank == 1:
@@ -40,7 +42,7 @@ team.barrier()
 # Something happens to one rank while the others compute, or to the first while it waits for the others.
 VICTIM = """
 import sys, time
-from robustmix.device import launch
+from robustmix.launching import launch
 
 event, devices = sys.argv[1:]
 team = launch("cpu", int(devices))
@@ -137,7 +139,7 @@ def test_alone_there_is_nobody_to_wait_for_and_no_fabric(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("starter", ["itself", "torchrun", "srun"])
 def test_processes_find_each_other_however_they_are_started(tmp_path: Path, starter: str) -> None:
     (tmp_path / "member.py").write_text(MEMBER)
-    port = str(device._free_port())
+    port = str(launching._free_port())
     processes = {
         "itself": lambda: [python("member.py", "2", cwd=tmp_path)],
         "torchrun": lambda: [python(*TORCHRUN, "member.py", cwd=tmp_path)],
@@ -219,18 +221,18 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     cuda = torch.device("cuda")
-    assert device._own_device(cuda, 2, 4, None) == torch.device("cuda", 2)
+    assert launching._own_device(cuda, 2, 4, None) == torch.device("cuda", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device._own_device(cuda, 2, 4, "srun") == torch.device("cuda", 0)  # bound by SLURM
+    assert launching._own_device(cuda, 2, 4, "srun") == torch.device("cuda", 0)  # bound by SLURM
     with pytest.raises(SpecError, match="has 1"):
-        device._own_device(cuda, 2, 4, "torchrun")
+        launching._own_device(cuda, 2, 4, "torchrun")
     assert chosen == [torch.device("cuda", 2), torch.device("cuda", 0)]
 
 
 def test_machines_are_counted_by_the_variables_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"NODE_RANK": "3", "MASTER_ADDR": "node0", "MASTER_PORT": "1234"}
     monkeypatch.setattr(os, "environ", {**given})
-    device._start_others(devices=1, nodes=8)
+    launching._start_others(devices=1, nodes=8)
     assert os.environ == {
         **given,
         "RANK": "3",

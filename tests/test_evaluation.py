@@ -21,13 +21,13 @@ from torch import Tensor, nn
 import robustmix
 from robustmix import AttackSpec, Recipe, Suite, evaluation, participants
 from robustmix.data import Dataset, load_data
-from robustmix.device import Team
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.evaluation import compute, evaluate, planned_results
 from robustmix.planning import Plan, make_plan
 from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.results import COLUMNS
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 
 SUITE = Suite(
     version=1,

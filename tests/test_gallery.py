@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from robustmix import evaluation
-from robustmix.device import Team
 from robustmix.errors import EvaluationError
 from robustmix.evaluation import compute
 from robustmix.gallery import Shown
@@ -20,6 +19,7 @@ from robustmix.spec.suite import Suite
 from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.gallery import read_examples
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 
 CPU = torch.device("cpu")
 ATTACKS = AttackSpec(name="fgsm", eps=("3.7/255", 32)), AttackSpec(name="fgsm", eps=(64,), norm="l2")

@@ -13,10 +13,11 @@ from robustmix.checkpoints import read_spec
 from robustmix.data import Dataset, TensorSplit
 from robustmix.errors import EvaluationError, SpecError, StoreError
 from robustmix.participants import find_participants
-from robustmix.planning import CLEAN, Unit, Wanted, existing_cell, halved, make_identity, make_plan, missing_cells
+from robustmix.planning import existing_cell, make_plan, missing_cells
 from robustmix.store.cells import CellIdentity, cell_path, gallery_path, read_cells, write_cell
 from robustmix.store.runs import common_data, finished_run
 from robustmix.store.workspace import Workspace
+from robustmix.work import CLEAN, Unit, Wanted, clean_unit, halved, make_identity, resized
 
 
 def suite(*attacks: AttackSpec, **fields: object) -> Suite:
@@ -175,14 +176,14 @@ def test_two_jobs_claim_the_same_work_under_the_same_key(tiny: Path) -> None:
         unit_of(AttackSpec(name="ifgsm", eps=(8, 16), loss="margin"), 2, place),
         unit_of(AttackSpec(name="ifgsm", eps=(8, 16), labels="predicted"), 2, place),
         unit_of(None, 2, place),
-        planning.resized(unit, 32),
+        resized(unit, 32),
     ]
     assert len({unit.key, *(other.key for other in others)}) == 6
     assert unit.only(set()) is None
 
 
 def test_the_clean_unit_has_each_target_once(tiny: Path) -> None:
-    unit = planning.clean_unit(unit_of(AttackSpec(name="ifgsm", eps=(8, 16)), 3, Workspace(tiny)))
+    unit = clean_unit(unit_of(AttackSpec(name="ifgsm", eps=(8, 16)), 3, Workspace(tiny)))
     assert [cell.target.name for cell in unit.cells] == ["erm1", "erm2", "mixup1"]
     assert missing_cells(unit, Workspace(tiny)) == [cell.identity.key() for cell in unit.cells]
     assert {cell.identity.attack for cell in unit.cells} == {"clean"}

@@ -15,9 +15,9 @@ from robustmix.audit.reading import Evidence
 from robustmix.device import describe_device
 from robustmix.errors import SpecError
 from robustmix.matrix import in_memory, measured_cells, present
-from robustmix.planning import DEFAULT_BATCH
 from robustmix.store.audits import AuditRecord
 from robustmix.units import GREY_LEVELS, check_length
+from robustmix.work import DEFAULT_BATCH
 
 
 def audit_models(

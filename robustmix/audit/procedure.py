@@ -15,11 +15,11 @@ from robustmix.data import Split
 from robustmix.errors import SpecError
 from robustmix.judging import TESTS, NotRun, Observation, Share, judge
 from robustmix.participants import Participant
-from robustmix.planning import CLEAN, Unit, Wanted, make_identity
 from robustmix.sanity import some_images
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.store.audits import AuditTest
 from robustmix.units import to_pixels
+from robustmix.work import CLEAN, Unit, Wanted, make_identity
 
 # What else is missed by a sound attack: of the planted examples.
 MOST_MISSED = 0.05

@@ -23,10 +23,10 @@ from robustmix.audit.procedure import (
 )
 from robustmix.audit.reading import Evidence
 from robustmix.data import Split
-from robustmix.device import Team, describe_device
+from robustmix.device import describe_device
 from robustmix.evaluation import compute, planned_cells
 from robustmix.participants import Participant
-from robustmix.planning import DEFAULT_BATCH, Plan, Unit, make_plan, missing_cells
+from robustmix.planning import Plan, make_plan, missing_cells
 from robustmix.progress import say
 from robustmix.spec.attack import AttackSpec
 from robustmix.spec.suite import Suite
@@ -34,7 +34,9 @@ from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, write_audit
 from robustmix.store.sweeps import exactly
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 from robustmix.units import echo_budget
+from robustmix.work import DEFAULT_BATCH, Unit
 
 DEFAULT_LIMIT: Final = 500
 

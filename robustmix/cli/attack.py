@@ -126,8 +126,8 @@ def attack(
     fields = {"sources": source, "targets": target, "data": data, "limit": limit, "normalize": normalize}
     wanted = _suite_on_top(suite, workspace, {k: v for k, v in fields.items() if v is not None}, attack, how)
     from robustmix.cli.tables import print_results
-    from robustmix.device import launch
     from robustmix.evaluation import compute, planned_results
+    from robustmix.launching import launch
     from robustmix.planning import make_plan
     from robustmix.progress import say
 

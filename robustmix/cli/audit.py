@@ -43,7 +43,7 @@ def audit(
     workspace = place.enter()
     budget = None if eps is None else _budget(eps)
     from robustmix.audit import audit as audited
-    from robustmix.device import launch
+    from robustmix.launching import launch
 
     records = audited(
         target,

@@ -79,7 +79,7 @@ def run_suite(
     from robustmix.audit.battery import check_budget
     from robustmix.cli import tables
     from robustmix.cli.audit import print_audits
-    from robustmix.device import launch
+    from robustmix.launching import launch
     from robustmix.participants import is_foreign
     from robustmix.planning import check_suite_installed, make_plan
     from robustmix.store.runs import run_names

@@ -41,7 +41,7 @@ def train(
     given = options.model_dump(exclude_unset=True)
     wanted = load_recipe_fields(on_top(read_recipe(recipe) if recipe else {}, given))
     from robustmix import training
-    from robustmix.device import launch
+    from robustmix.launching import launch
 
     training.train(
         wanted,

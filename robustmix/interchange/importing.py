@@ -12,7 +12,7 @@ from torch import Tensor
 from robustmix._version import __version__
 from robustmix.checkpoints import save_model
 from robustmix.data import Dataset, load_data
-from robustmix.device import Team, pick_device
+from robustmix.device import pick_device
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.interchange.weights import Weight, fill, read_weights
 from robustmix.models import Classifier, ModelSpec, build
@@ -31,6 +31,7 @@ from robustmix.store.runs import (
     write_history,
 )
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 from robustmix.training import losses
 from robustmix.zoo import parse_normalize
 
