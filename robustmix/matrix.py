@@ -20,13 +20,13 @@ from robustmix.measurement import batch_states, measure, rows
 from robustmix.participants import Participant
 from robustmix.progress import say
 from robustmix.sanity import check_outputs
-from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, Course, takes
+from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
-from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, Wanted, halved, make_identity
+from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, halved, make_unit
 
 LOOKED_AT: Final = 8
 
@@ -92,8 +92,12 @@ def transfer_matrix(
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
     on_device = split.to(device)
     for size in halved(batch_size):
-        units = [_unit(None, None, (CLEAN,), goals, size)]
-        units += [_unit(source, spec, spec.courses(None), goals, size) for source in crafting for spec in specs]
+        units = [make_unit(None, None, (CLEAN,), goals, "in memory", size)]
+        units += [
+            make_unit(source, spec, spec.courses(None), goals, "in memory", size)
+            for source in crafting
+            for spec in specs
+        ]
         try:
             cells = [cell for unit in units for cell in measured_cells(unit, on_device, device)]
         except RuntimeError as error:
@@ -201,21 +205,6 @@ def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.devi
     if low < 0 or high >= logits.shape[1]:
         raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
     return int(logits.shape[1])
-
-
-def _unit(
-    source: Participant | None,
-    attack: AttackSpec | None,
-    courses: Sequence[Course],
-    targets: Sequence[Participant],
-    batch_size: int,
-) -> Unit:
-    cells = tuple(
-        Wanted(course, target, make_identity(source, target, attack, course, "in memory", batch_size, compiled=False))
-        for course in courses
-        for target in targets
-    )
-    return Unit(source, attack, cells, batch_size, compiled=False)
 
 
 def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:

@@ -17,7 +17,7 @@ from robustmix.store.cells import Cell, CellIdentity, gallery_path, trusted_cell
 from robustmix.store.runs import common_data, finished_run, run_names
 from robustmix.store.workspace import Workspace
 from robustmix.units import GREY_LEVELS, format_budget
-from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, Wanted, halved, make_identity
+from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, halved, make_unit
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,22 @@ def make_plan(
     digest = inputs.digest()
     crafting, scored = (_named(everyone, place, patterns) for patterns in (sources, targets))
     wanted: dict[str, CellIdentity] = {}
-    units = []
+    units: list[Unit] = []
 
-    def unit(source: Participant | None, attack: AttackSpec | None, courses: Sequence[Course], compiled: bool) -> None:
-        cells = []
-        for course in courses:
-            for target in scored:
-                identity = make_identity(source, target, attack, course, digest, batch_size, compiled=compiled)
-                if identity.key() not in wanted:
-                    cells.append(Wanted(course, target, identity))
-                    wanted[identity.key()] = identity
-        if cells:
-            units.append(Unit(source, attack, tuple(cells), batch_size, compiled, save_images and source is not None))
+    def add(source: Participant | None, attack: AttackSpec | None, courses: Sequence[Course], compiled: bool) -> None:
+        images = save_images and source is not None
+        made = make_unit(source, attack, courses, scored, digest, batch_size, compiled=compiled, save_images=images)
+        new = {key: one.identity for one in made.cells if (key := one.identity.key()) not in wanted}
+        wanted.update(new)
+        if unit := made.only(new):
+            units.append(unit)
 
     attacks = [spec.at(data.like) for spec in suite.attack]
     for compiled in sorted({spec.compiled for spec in attacks}):
-        unit(None, None, [CLEAN], compiled)
+        add(None, None, [CLEAN], compiled)
     for source in crafting:
         for attack in attacks:
-            unit(source, attack, attack.courses(data.like), attack.compiled)
+            add(source, attack, attack.courses(data.like), attack.compiled)
     missing = frozenset().union(*(missing_cells(one, place) for one in units))
     return Plan(data, inputs, everyone, tuple(wanted.values()), tuple(units), missing, suite.normalize)
 

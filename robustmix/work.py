@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -114,6 +114,37 @@ def clean_unit(unit: Unit) -> Unit:
     """The clean predictions that the cells of a unit are compared with."""
     clean = {one.identity.clean().key(): Wanted(CLEAN, one.target, one.identity.clean()) for one in unit.cells}
     return Unit(None, None, tuple(clean.values()), unit.batch_size, unit.compiled)
+
+
+def make_unit(
+    source: Participant | None,
+    attack: AttackSpec | None,
+    courses: Sequence[Course],
+    targets: Sequence[Participant],
+    inputs: str,
+    batch_size: int,
+    *,
+    compiled: bool = False,
+    save_images: bool = False,
+) -> Unit:
+    """One source under one attack, scored on every target.
+
+    Args:
+        source: that crafts; None for clean predictions.
+        attack: None for clean predictions.
+        courses: how it goes at each budget.
+        targets: that are scored.
+        inputs: SHA-256 of the test examples.
+        batch_size: examples per batch.
+        compiled: whether models are compiled.
+        save_images: whether the adversarial images are kept.
+    """
+    cells = tuple(
+        Wanted(course, target, make_identity(source, target, attack, course, inputs, batch_size, compiled=compiled))
+        for course in courses
+        for target in targets
+    )
+    return Unit(source, attack, cells, batch_size, compiled, save_images)
 
 
 def make_identity(

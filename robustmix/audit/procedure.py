@@ -16,10 +16,10 @@ from robustmix.errors import SpecError
 from robustmix.judging import TESTS, NotRun, Observation, Share, judge
 from robustmix.participants import Participant
 from robustmix.sanity import some_images
-from robustmix.spec.attack import AttackSpec, Course
+from robustmix.spec.attack import Course
 from robustmix.store.audits import AuditTest
 from robustmix.units import to_pixels
-from robustmix.work import CLEAN, Unit, Wanted, make_identity
+from robustmix.work import CLEAN, Unit, make_unit
 
 # What else is missed by a sound attack: of the planted examples.
 MOST_MISSED = 0.05
@@ -86,12 +86,13 @@ def audit_units(battery: Battery, crowd: Sequence[Participant], inputs: str, bat
         inputs: SHA-256 of the examples.
         batch_size: examples per batch.
     """
-    units = [_unit(None, None, crowd, inputs, batch_size)] if crowd else []
+    units = [make_unit(None, None, [CLEAN], crowd, inputs, batch_size)] if crowd else []
     for source in crowd:
         for part, spec in battery.parts.items():
             if part not in COSTLY:
                 transferred = part in ("fgsm", "ifgsm")
-                units.append(_unit(source, spec, crowd if transferred else [source], inputs, batch_size))
+                targets = crowd if transferred else [source]
+                units.append(make_unit(source, spec, spec.courses(None), targets, inputs, batch_size))
     return units
 
 
@@ -99,10 +100,12 @@ def costly_units(
     battery: Battery, crowd: Sequence[Participant], inputs: str, batch_size: int, *, square: bool
 ) -> list[Unit]:
     """What is computed on the first examples only; arguments as of `audit_units`, and whether Square can be made."""
-    units = [_unit(None, None, crowd, inputs, batch_size)] if crowd else []
+    units = [make_unit(None, None, [CLEAN], crowd, inputs, batch_size)] if crowd else []
     parts = [part for part in COSTLY if square or part != "square"]
     return units + [
-        _unit(source, battery.parts[part], [source], inputs, batch_size) for source in crowd for part in parts
+        make_unit(source, spec, spec.courses(None), [source], inputs, batch_size)
+        for source in crowd
+        for spec in (battery.parts[part] for part in parts)
     ]
 
 
@@ -163,19 +166,3 @@ def _binarisation(planted: Binarised) -> Observation:
             "binarisation", measured, NotRun("No planted example was hidden well enough to say anything.")
         )
     return Observation("binarisation", measured, Share(n - planted.found, n, MOST_MISSED))
-
-
-def _unit(
-    source: Participant | None,
-    attack: AttackSpec | None,
-    targets: Sequence[Participant],
-    inputs: str,
-    batch_size: int,
-) -> Unit:
-    courses = attack.courses(None) if attack else (CLEAN,)
-    cells = tuple(
-        Wanted(course, target, make_identity(source, target, attack, course, inputs, batch_size, compiled=False))
-        for course in courses
-        for target in targets
-    )
-    return Unit(source, attack, cells, batch_size, compiled=False)
