@@ -1,5 +1,6 @@
-"""Weights in and out: the state that training resumes from, and finished models."""
+"""Weights in and out: the state that training resumes from, and finished models; what tells weights apart."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -13,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from robustmix.errors import CheckpointError
 from robustmix.models import Classifier, ModelSpec
@@ -112,6 +113,23 @@ def read_spec(path: Path) -> ModelSpec:
     """
     with _opened(path) as file:
         return _spec_of(file, path)
+
+
+def digest_model(identity: str, model: nn.Module) -> str:
+    """SHA-256 that tells models in memory apart.
+
+    Args:
+        identity: what tells their code apart.
+        model: whose state counts, each part with its name, type and shape; how it lies in memory does not.
+    """
+    digest = hashlib.sha256(identity.encode())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name} {value!r}".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

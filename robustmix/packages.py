@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import torch
+from torch import library
 
 from robustmix.errors import RobustmixError, SpecError
 
@@ -27,9 +27,9 @@ def import_beside_torch(name: str) -> ModuleType:
     try:
         import_module("torchvision")
     except RuntimeError:
-        _declared.append(library := torch.library.Library("torchvision", "FRAGMENT"))
+        _declared.append(declaring := library.Library("torchvision", "FRAGMENT"))
         for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            declaring.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return import_module(name)
 
 

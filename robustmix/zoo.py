@@ -3,38 +3,30 @@
 The user's own code is executed, and that is said; of everything else only weights are read, and nothing is unpickled.
 """
 
-import hashlib
 import json
 import math
 import os
-import pkgutil
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import invalidate_caches
-from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustmix.checkpoints import digest_model
 from robustmix.errors import CheckpointError, EvaluationError, SpecError
+from robustmix.factories import find_factory
 from robustmix.models.classifier import Normalize
+from robustmix.models.resize import Resize
 from robustmix.packages import one_line, timm_models, torchvision_models
 from robustmix.progress import say
-from robustmix.spec.names import unknown
 
 CHOICES: Final = "a run, torchvision:NAME, timm:NAME, hf-hub:REPO, FILE.py:FACTORY"
 
 Shape = tuple[int, int, int]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 
 # Mean and standard deviation per channel in [0, 1] pixel units; one value stands for all channels.
 NORMALIZATIONS: Final[dict[str, Statistics]] = {
@@ -42,33 +34,6 @@ NORMALIZATIONS: Final[dict[str, Statistics]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-
-
-class Resize(nn.Module):
-    """Bilinear, antialiased resizing as one matrix per axis.
-
-    The same map as torch's own, whose backward pass adds in no fixed order on a GPU, so that attacks would differ.
-
-    Args:
-        before: height and width of the images.
-        after: height and width that the network was made for.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        super().__init__()
-        rows, columns = (
-            F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=True)[0, 0]
-            for old, new in zip(before, after, strict=True)
-        )
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns.T.contiguous(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to [B, C, height, width]."""
-        return (self.rows @ x @ self.columns).contiguous(memory_format=torch.channels_last)
 
 
 class Wrapped(nn.Module):
@@ -256,14 +221,7 @@ def _count_classes(spec: str, made: _Made, model: nn.Module, shape: Shape | None
 
 
 def _digest(made: _Made, model: Wrapped) -> str:
-    digest = hashlib.sha256(json.dumps([*made.identity, made.shape]).encode())
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!r}".encode())
-    return digest.hexdigest()
+    return digest_model(json.dumps([*made.identity, made.shape]), model)
 
 
 def _maker(spec: str, statistics: Statistics) -> Callable[[], _Made]:
@@ -273,7 +231,7 @@ def _maker(spec: str, statistics: Statistics) -> Callable[[], _Made]:
         SpecError: no such kind of model.
     """
     if is_factory(spec):
-        return _factory(spec, statistics)
+        return _own(spec, statistics)
     kind, _, name = spec.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm, "hf-hub": _timm}
     if kind not in makers or not name:
@@ -332,140 +290,12 @@ def _weights_only(spec: str) -> Iterator[None]:
             os.environ[switch] = before
 
 
-def _factory(spec: str, statistics: Statistics) -> Callable[[], _Made]:
-    """Run the user's file and find the factory in it."""
-    given, _, name = spec.rpartition(":")
-    path = Path(given).expanduser().resolve()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"{spec}: {given} cannot be read: {error.strerror}") from None
-    say(f"{spec}: running your code in {path}")
-    digest = hashlib.sha256(source).hexdigest()
-    # Not by an import of that name, which could hide a module, and not by way of a cache: what runs is what was hashed.
-    module = sys.modules[f"_robustmix_{digest[:16]}"] = ModuleType(f"_robustmix_{digest[:16]}")
-    module.__file__ = str(path)
-    beside = _Beside(spec, path.parent)
-    with one_line(f"{spec} failed", SpecError, path=path), beside.open():
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise SpecError(f"{unknown('factory', name, own)} (in {path})")
+def _own(spec: str, statistics: Statistics) -> Callable[[], _Made]:
+    """What makes a network by the user's code."""
+    call = find_factory(spec)
 
     def make() -> _Made:
-        with one_line(f"{spec} failed", SpecError, path=path), beside.open():
-            network = factory if isinstance(factory, nn.Module) else factory()
-        if not isinstance(network, nn.Module):
-            raise SpecError(f"{spec} returns {type(network).__name__}, not a torch.nn.Module")
-        return _Made(network, statistics, ("file", digest, name, *beside.sources()), alone=beside.closed)
+        own = call()
+        return _Made(own.network, statistics, own.identity, alone=own.alone)
 
     return make
-
-
-class _Beside:
-    """The modules in the folder of the user's file, kept apart from all others of the same names.
-
-    What was imported from it is importable while the file or the factory runs, and at no other time: what a later
-    import would find is not what was hashed, and may be another folder's.
-
-    Args:
-        spec: as given, for messages.
-        folder: with the file.
-    """
-
-    def __init__(self, spec: str, folder: Path) -> None:
-        self._spec = spec
-        self._folder = folder
-        self._modules: dict[str, ModuleType | None] = {}
-        self._hashes: dict[str, str] = {}
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Let code import what lies in the folder, as when it is run as a script."""
-        with self._apart():
-            sys.modules.update(self._modules)  # type: ignore[arg-type]
-            before = sys.dont_write_bytecode
-            # By its size and second alone, a cache of bytecode does not know each change of a source.
-            sys.dont_write_bytecode = True
-            invalidate_caches()
-            sys.path.insert(0, str(self._folder))
-            try:
-                yield
-            finally:
-                sys.path.remove(str(self._folder))
-                sys.dont_write_bytecode = before
-                self._keep()
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Refuse to import what lies in the folder, even where another folder has a module of that name."""
-        with self._apart():
-            kept_out = self._offered() - sys.modules.keys()
-            sys.modules.update(dict.fromkeys(kept_out))  # type: ignore[arg-type]
-            try:
-                yield
-            except ModuleNotFoundError as error:
-                if str(error.name).partition(".")[0] not in kept_out:
-                    raise
-                raise SpecError(
-                    f"{self._spec} imports {error.name} when it is called: import it at the top of the file or in the "
-                    "factory, where the code beside it is read and told apart"
-                ) from None
-
-    def sources(self) -> list[str]:
-        """The path in the folder and the SHA-256 of each module that was imported from it, sorted."""
-        return [f"{path} {digest}" for path, digest in sorted(self._hashes.items())]
-
-    def _keep(self) -> None:
-        self._modules = {name: sys.modules[name] for name in self._names()}
-        for module in self._modules.values():
-            path = _place(module)
-            if path and path.is_file() and path.is_relative_to(self._folder):
-                relative = path.relative_to(self._folder).as_posix()
-                self._hashes.setdefault(relative, hashlib.sha256(path.read_bytes()).hexdigest())
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Take the folder's modules away, and those that bear their names; in the end put back what there was."""
-        hidden = {name: sys.modules.pop(name) for name in self._names()}
-        try:
-            yield
-        finally:
-            for name in self._names():
-                del sys.modules[name]
-            sys.modules.update(hidden)
-
-    def _names(self) -> list[str]:
-        """Names of modules that lie in the folder, or elsewhere under a name that it offers; no installed ones."""
-        offered = self._offered()
-        names = []
-        for name, module in list(sys.modules.items()):
-            top = name.partition(".")[0]
-            if top in {"robustmix", "__main__", "__mp_main__"} or top.startswith("_robustmix_"):
-                continue
-            path = _place(module)
-            if (module is None and top in offered) or (
-                path and not _installed(path) and (top in offered or path.is_relative_to(self._folder))
-            ):
-                names.append(name)
-        return names
-
-    def _offered(self) -> set[str]:
-        if _installed(self._folder):
-            return set()
-        files = {found.name for found in pkgutil.iter_modules([str(self._folder)])} - sys.stdlib_module_names
-        return files | {name.partition(".")[0] for name in self._modules}
-
-
-def _place(module: ModuleType | None) -> Path | None:
-    """The file of a module, or the folder of a package without one."""
-    # Not by attribute: some libraries' modules compute theirs, and raise for these.
-    facts = getattr(module, "__dict__", {})
-    file = facts.get("__file__") or next(iter(facts.get("__path__", ())), None)
-    return Path(file) if isinstance(file, str) else None
-
-
-def _installed(path: Path) -> bool:
-    """Whether a path belongs to Python itself or to what an installer put there, possibly beside the user's file."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(STANDARD_LIBRARY)

@@ -14,6 +14,7 @@ from robustmix.audit import audit
 from robustmix.audit.battery import LARGE, make_battery
 from robustmix.audit.binarisation import Features, binarise
 from robustmix.audit.reading import paired
+from robustmix.checkpoints import digest_model
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.judging import TESTS, Pair
 from robustmix.launching import launch
@@ -77,6 +78,7 @@ def test_honest_networks_pass_every_test(images: Images, nets: Nets, small_squar
         assert {test.verdict for test in record.tests} <= {"pass", "finding"}
         assert record.eps_255 == 24
     assert records[0].weights != records[1].weights
+    assert records[0].weights == digest_model(type(nets["erm"]).__qualname__, nets["erm"])
     assert records[0].inputs == records[1].inputs
 
 

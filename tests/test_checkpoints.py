@@ -1,5 +1,6 @@
 """Weights in and out: the same bits, and nothing from a file that is not ours is believed or executed."""
 
+import hashlib
 import io
 import json
 import os
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from robustmix.checkpoints import load_model, load_state, read_model, save_model, save_state
+from robustmix.checkpoints import digest_model, load_model, load_state, read_model, save_model, save_state
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.models import Classifier, ModelSpec, build
 from robustmix.spec.recipe import Recipe
@@ -295,3 +297,41 @@ def test_bytes_that_are_no_state_are_refused(tmp_path: Path, content: bytes) -> 
 def test_missing_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state\.ckpt"):
         load_state(tmp_path / "state.ckpt")
+
+
+# ---- what tells weights apart ----------------------------------------------------------------------------
+
+
+def test_digest_is_of_names_types_shapes_and_bytes_in_the_order_of_names() -> None:
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        model.bias.fill_(3)
+    floats = [value.to_bytes(4, "little") for value in (0x40400000, 0x3F800000, 0x40000000)]  # 3, 1, 2
+    content = b"net" + b"bias torch.float32 [1]" + floats[0] + b"weight torch.float32 [1, 2]" + floats[1] + floats[2]
+    assert digest_model("net", model) == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_tells_models_apart_and_only_models(model: Classifier) -> None:
+    first = digest_model("net", model)
+    assert digest_model("net", model.eval().requires_grad_(False)) == first
+    assert digest_model("net", model.to(memory_format=torch.channels_last)) == first  # type: ignore[call-overload]
+    others = [digest_model("other net", model)]
+    model.normalize.mean.add_(1)
+    others.append(digest_model("net", model))
+    model.double()
+    others.append(digest_model("net", model))
+    assert len({first, *others}) == 4
+
+
+def test_digest_counts_what_is_no_tensor() -> None:
+    class Counting(nn.Module):
+        count = 1
+
+        def get_extra_state(self) -> object:
+            return self.count
+
+    model = Counting()
+    before = digest_model("net", model)
+    model.count = 2
+    assert digest_model("net", model) != before

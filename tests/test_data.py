@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import library
 
 from robustmix.data import Augmentation, Dataset, Share, TensorSplit, data_root, folder, load_data
 from robustmix.data.augment import augment
@@ -858,7 +859,7 @@ def test_torchvision_that_cannot_be_imported_is_one_line(
 
     monkeypatch.setattr(builtins, "__import__", broken)
     # Declaring operators a second time would be felt by the rest of this process.
-    monkeypatch.setattr(torch.library, "Library", lambda *_: SimpleNamespace(define=lambda _: None))
+    monkeypatch.setattr(library, "Library", lambda *_: SimpleNamespace(define=lambda _: None))
     with pytest.raises(DataError, match="torchvision") as caught:
         load_data("cifar10", tmp_path)
     one_line(caught)

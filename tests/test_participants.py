@@ -22,7 +22,7 @@ from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, S
 from robustmix.participants import Participant, find_participants
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
-from robustmix.zoo import Resize, parse_normalize
+from robustmix.zoo import parse_normalize
 
 DIGITS = (1, 8, 8)
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -374,17 +374,6 @@ def test_normalisation_fits_the_channels_and_has_a_use(place: Workspace, file: P
     text = refused(SpecError, place, f"{file}:ready", normalize="cifar10", shape=DIGITS)
     assert "3 values does not fit images [C, H, W] with C = 1" in text
     assert "only FILE.py:FACTORY takes it" in refused(SpecError, place, "erm1", normalize="cifar10")
-
-
-def test_resizing_is_torchs_own() -> None:
-    for before, after in [((8, 8), (20, 12)), ((64, 48), (24, 31)), ((7, 9), (7, 18))]:
-        x = torch.rand(2, 3, *before, requires_grad=True)
-        ours = Resize(before, after)(x)
-        theirs = F.interpolate(x, after, mode="bilinear", antialias=True)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-        weight = torch.rand_like(ours)
-        gradients = [torch.autograd.grad((weight * y).sum(), x)[0] for y in (ours, theirs)]
-        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
 # ---- torchvision -----------------------------------------------------------------------------------------

@@ -15,17 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY, environment, run, start, stop_when, tiny_flags
-from torch import nn
 
 import robustmix
 from robustmix import Recipe, trainee, training
 from robustmix.checkpoints import load_state, save_state
-from robustmix.data import TensorSplit
 from robustmix.errors import CheckpointError, SpecError, StoreError
+from robustmix.scoring import score, score_training
 from robustmix.spec.names import METHODS
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
-from robustmix.training import error_rate
+from robustmix.team import Team
 
 
 def weights(workspace: Path, name: str) -> bytes:
@@ -74,9 +73,11 @@ def test_label_noise_is_learnt_less_than_what_is_right(tmp_path: Path) -> None:
 def test_history_is_what_the_model_does(tiny: Path) -> None:
     data = robustmix.load_data("digits")
     model = robustmix.load_model("mixup1", workspace=tiny)
-    final = read_run(Workspace(tiny), "mixup1")
-    assert error_rate(model, data.test) == final.final("test_error")
-    assert error_rate(model, data.with_limit(TINY["limit"]).train) == final.final("train_error")
+    final, team = read_run(Workspace(tiny), "mixup1"), Team(torch.device("cpu"))
+    test = score("test", model, data.test, team)
+    assert test == {name: final.final(name) for name in ("test_error", "test_loss")}
+    train = score_training(model, data.with_limit(TINY["limit"]).train, None, team, last=True)
+    assert train == {"train_error": final.final("train_error")}
     assert final.history["train_error"].iloc[:-1].isna().all()
 
 
@@ -463,22 +464,3 @@ def kill_the_other(leader: int) -> bool:
     for other in others:
         os.kill(int(other), signal.SIGKILL)
     return bool(others)
-
-
-class FirstPixel(nn.Module):
-    """Class 1 for a black first pixel, class 0 for a white one."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], dim=1)
-
-
-def test_error_rate_is_the_share_of_wrong_predictions_and_leaves_the_mode() -> None:
-    images = torch.zeros(1100, 1, 8, 8, dtype=torch.uint8)
-    images[::2, 0, 0, 0] = 255
-    labels = torch.ones(1100, dtype=torch.int64)
-    labels[:100] = 0
-    for mode in (True, False):
-        model = FirstPixel().train(mode)
-        # wrong: the 50 black ones of the first 100, and the 500 white ones of the rest
-        assert error_rate(model, TensorSplit(images, labels)) == pytest.approx(550 / 1100)
-        assert model.training is mode

@@ -1,18 +1,15 @@
 """The audit of models and tensors in memory; no workspace, nothing written."""
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from robustmix._version import __version__
 from robustmix.attacks.victim import frozen
 from robustmix.audit.battery import FEW, LARGE, battery_over, check_budget
-from robustmix.audit.procedure import audit_units, conclude, costly_units, look, plant, why_no_square
+from robustmix.audit.procedure import audit_units, conclude, costly_units, look, make_record, plant, why_no_square
 from robustmix.audit.reading import Evidence
-from robustmix.device import describe_device
+from robustmix.checkpoints import digest_model
 from robustmix.errors import SpecError
 from robustmix.matrix import in_memory, measured_cells, present
 from robustmix.store.audits import AuditRecord
@@ -72,46 +69,18 @@ def audit_models(
     few = Evidence(battery, [cell for unit in units for cell in measured_cells(unit, first, device)])
     records = []
     for one in everyone:
-        attacked = one in crowd
-        others = {other.digest: other.name for other in crowd if other != one}
-        planted = plant(one.load(), on_device, battery, device) if attacked else None
+        model = one.load()
+        planted = plant(model, on_device, battery, device) if one in crowd else None
         records.append(
-            AuditRecord(
-                target=one.name,
-                weights=_digest(one.load()),
+            make_record(
+                one.name,
+                digest_model(type(model).__qualname__, model),
+                conclude(looks[one.digest], one, crowd, (evidence, few), no_square, planted),
                 data="tensors",
-                inputs=digest,
-                n=len(split),
-                eps_255=budget,
-                tests=conclude(
-                    looks[one.digest],
-                    one.digest,
-                    others,
-                    (evidence, few) if attacked else None,
-                    no_square,
-                    planted,
-                ),
-                robustmix=__version__,
-                torch=torch.__version__,
-                device=describe_device(device),
+                inputs=split,
+                battery=battery,
+                device=device,
                 command="robustmix.audit_models(...)",
             )
         )
     return records
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of a model's weights and of what it is called."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for part in _parts(model):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(model: nn.Module) -> Iterator[bytes]:
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            yield f"{name} {value.dtype} {list(value.shape)}".encode()
-            yield value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        else:
-            yield f"{name} {value!r}".encode()

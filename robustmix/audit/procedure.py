@@ -1,23 +1,25 @@
 """An audit from its parts, whether the networks lie in a workspace or in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from robustmix._version import __version__
 from robustmix.attacks.foreign import check_installed
 from robustmix.audit.battery import COSTLY, Battery
 from robustmix.audit.binarisation import EXAMPLES, Binarised, binarise
 from robustmix.audit.direct import FirstGradient, blocked, look_at_accuracy, look_at_gradient, look_at_outputs
 from robustmix.audit.reading import Evidence, read
 from robustmix.data import Split
+from robustmix.device import describe_device
 from robustmix.errors import SpecError
 from robustmix.judging import TESTS, NotRun, Observation, Share, judge
 from robustmix.participants import Participant
 from robustmix.sanity import some_images
 from robustmix.spec.attack import Course
-from robustmix.store.audits import AuditTest
+from robustmix.store.audits import AuditRecord, AuditTest
 from robustmix.units import to_pixels
 from robustmix.work import CLEAN, Unit, make_unit
 
@@ -129,9 +131,9 @@ def plant(model: nn.Module, inputs: Split, battery: Battery, device: torch.devic
 
 def conclude(
     look: Look,
-    weights: str,
-    others: Mapping[str, str],
-    evidence: tuple[Evidence, Evidence] | None,
+    one: Participant,
+    crowd: Sequence[Participant],
+    evidence: tuple[Evidence, Evidence],
     no_square: str | None,
     planted: Binarised | None,
 ) -> tuple[AuditTest, ...]:
@@ -139,20 +141,59 @@ def conclude(
 
     Args:
         look: what was seen on the network itself.
-        weights: SHA-256 of the network.
-        others: names of the other attacked networks by their SHA-256.
-        evidence: the attacks on all and on the first examples; None where the network could not be attacked.
+        one: the network.
+        crowd: the networks that were attacked.
+        evidence: the attacks on all and on the first examples.
         no_square: why the gradient-free attack was not made; None if it was.
-        planted: what the binarisation test counted.
+        planted: what the binarisation test counted; None where the network could not be attacked.
     """
     observations = list(look.observations)
-    if evidence is not None and planted is not None and look.gradient is not None:
-        observations += [*read(*evidence, weights, others, look.gradient, no_square), _binarisation(planted)]
+    if planted is not None and look.gradient is not None:
+        others = {other.digest: other.name for other in crowd if other != one}
+        observations += [*read(*evidence, one.digest, others, look.gradient, no_square), _binarisation(planted)]
     else:
-        made = {one.name for one in observations}
+        made = {seen.name for seen in observations}
         reason = NotRun(look.obstacle or "Not attacked.")
         observations += [Observation(name, "-", reason) for name in TESTS if name not in made]
     return judge(observations)
+
+
+def make_record(
+    target: str,
+    weights: str,
+    tests: tuple[AuditTest, ...],
+    *,
+    data: str,
+    inputs: Split,
+    battery: Battery,
+    device: torch.device,
+    command: str,
+) -> AuditRecord:
+    """The record of one network's audit.
+
+    Args:
+        target: the network's name.
+        weights: its SHA-256.
+        tests: the verdicts on it.
+        data: name of the data set.
+        inputs: the examples that were attacked.
+        battery: the attacks.
+        device: that they were made on.
+        command: that makes the same audit.
+    """
+    return AuditRecord(
+        target=target,
+        weights=weights,
+        data=data,
+        inputs=inputs.digest(),
+        n=len(inputs),
+        eps_255=battery.eps,
+        tests=tests,
+        robustmix=__version__,
+        torch=torch.__version__,
+        device=describe_device(device),
+        command=command,
+    )
 
 
 def _binarisation(planted: Binarised) -> Observation:

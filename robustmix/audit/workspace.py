@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import nn
 
-from robustmix._version import __version__
 from robustmix.audit.battery import FEW, Battery, check_budget, make_battery
 from robustmix.audit.direct import look_at_run
 from robustmix.audit.procedure import (
@@ -18,12 +16,12 @@ from robustmix.audit.procedure import (
     conclude,
     costly_units,
     look,
+    make_record,
     plant,
     why_no_square,
 )
 from robustmix.audit.reading import Evidence
 from robustmix.data import Split
-from robustmix.device import describe_device
 from robustmix.evaluation import compute, planned_cells
 from robustmix.participants import Participant
 from robustmix.planning import Plan, make_plan, missing_cells
@@ -100,30 +98,18 @@ def audit(
     command = _command(targets, fields | {"limit": limit if limit != DEFAULT_LIMIT else None}, battery, eps, batch_size)
     records = []
     for one in everyone:
-        attacked = one in crowd
         planted = None
-        if attacked:
+        if one in crowd:
             say(f"{one.name}: looking for planted adversarial examples")
             planted = plant(_loaded(one, team), base.inputs, battery, team.device)
-        others = {other.digest: other.name for other in crowd if other != one}
-        record = AuditRecord(
-            target=one.name,
-            weights=one.digest,
+        record = make_record(
+            one.name,
+            one.digest,
+            conclude(looks[one.digest], one, crowd, (evidence, few), no_square, planted),
             data=base.data.name,
-            inputs=base.inputs.digest(),
-            n=len(base.inputs),
-            eps_255=battery.eps,
-            tests=conclude(
-                looks[one.digest],
-                one.digest,
-                others,
-                (evidence, few) if attacked else None,
-                no_square,
-                planted,
-            ),
-            robustmix=__version__,
-            torch=torch.__version__,
-            device=describe_device(team.device),
+            inputs=base.inputs,
+            battery=battery,
+            device=team.device,
             command=command,
         )
         write_audit(place.audits, record)

@@ -16,6 +16,7 @@ from robustmix.device import pick_device
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.interchange.weights import Weight, fill, read_weights
 from robustmix.models import Classifier, ModelSpec, build
+from robustmix.scoring import score
 from robustmix.spec.names import Device
 from robustmix.spec.recipe import Recipe
 from robustmix.store.atomic import write_text
@@ -32,7 +33,6 @@ from robustmix.store.runs import (
 )
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
-from robustmix.training import losses
 from robustmix.zoo import parse_normalize
 
 UNKNOWN: Final = "unknown"
@@ -94,15 +94,11 @@ def import_run(
     fill(model.network, recipe.model, weights, str(path), f"{recipe.model}{size} for {len(data.classes)} classes")
     where = pick_device(device)
     model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss, wrong = losses(model, data.test.to(where), Team(where))
-    if not loss.isfinite().all():
+    found = score("test", model, data.test.to(where), Team(where))
+    if not math.isfinite(found["test_loss"]):
         raise CheckpointError(f"{path}: the network's outputs on {data.name} are NaN or infinite")
     row = dict.fromkeys(("lr", "train_loss", "train_error_mixed", "train_error", "val_error", "seconds"), math.nan)
-    row |= {
-        "epoch": recipe.epochs if "epochs" in recipe.model_fields_set else 0,
-        "test_error": float(wrong.double().mean()),
-        "test_loss": float(loss.double().mean()),
-    }
+    row |= {"epoch": recipe.epochs if "epochs" in recipe.model_fields_set else 0, **found}
     try:
         save_model(folder / WEIGHTS, model)
         write_history(folder, [row], _facts(path, data, model, command))
