@@ -1,5 +1,6 @@
 """Our attacks against those of torchattacks and foolbox on the same model and inputs, to the pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 from typing import Final, Literal
@@ -91,7 +92,8 @@ def crosscheck(
 def crosscheck_line(place: Workspace, name: str) -> str:
     """One line that compares a white-box I-FGSM cell of a run, at its middle budget, with the peers.
 
-    The peers attack `robustmix.load_model` on `robustmix.load_data` in the cell's own batches.
+    Of several such attacks it is one on the most examples, and of those the one with the fewest steps. The peers attack
+    `robustmix.load_model` on `robustmix.load_data` in the cell's own batches.
 
     Args:
         place: the workspace with the run and the cell.
@@ -103,11 +105,12 @@ def crosscheck_line(place: Workspace, name: str) -> str:
     if missing := [peer for peer in PEERS if util.find_spec(peer) is None]:
         return f"cross-check: not made, {' and '.join(missing)} not installed (pip install 'robustmix[attacks]')"
     weights = finished_run(place, name).weights
-    white = [(cell.identity.eps_255 or 0.0, cell) for cell in read_cells(place.cells) if _comparable(cell, weights)]
+    white = [cell for cell in read_cells(place.cells) if _comparable(cell, weights)]
     if not white:
         raise StoreError(f"there is no white-box ifgsm cell of run {name!r} to check")
-    eps, cell = sorted(white, key=lambda one: one[0])[len(white) // 2]
+    cell = _middle(white)
     at = cell.identity
+    eps = at.eps_255 or 0.0
     model = load_model(place.run(name))
     test = load_data(cell.facts.data_spec).test.first(cell.rows.num_rows)
     ours = torch.from_numpy(cell.rows["prediction"].to_numpy().copy())
@@ -129,6 +132,16 @@ def _comparable(cell: Cell, weights: str | None) -> bool:
     at = cell.identity
     kind = (at.attack, at.norm, at.loss, at.labels, at.precision, at.impl, at.compiled)
     return at.source == at.target == weights and kind == ("ifgsm", "linf", "ce", "true", "32", OURS, False)
+
+
+def _middle(white: Sequence[Cell]) -> Cell:
+    """The middle budget of a suite's own attack, which an audit repeats on fewer examples and with more steps."""
+
+    def rank(cell: Cell) -> tuple[int, int]:
+        return -cell.rows.num_rows, cell.identity.steps
+
+    ordinary = [cell for cell in white if rank(cell) == min(map(rank, white))]
+    return sorted(ordinary, key=lambda cell: cell.identity.eps_255 or 0.0)[len(ordinary) // 2]
 
 
 @dataclass

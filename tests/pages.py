@@ -1,5 +1,6 @@
-"""A report in which every section has something to show, and everything that can be hostile is."""
+"""A report in which every section has something to show, and everything that can be hostile is; a plain one."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def make_workspace(root: Path) -> Workspace:
                         write_examples(place.gallery, identity, make_examples(identity.eps_255 or 0))
     for name, verdict in (("erm1", "pass"), ("mixup1", "fail")):
         write_audit(place.audits, make_audit(name, digests[name], verdict))
+    return place
+
+
+def make_matrix(root: Path, runs: Mapping[str, tuple[str, int]], attacks: Sequence[dict[str, Any]]) -> Workspace:
+    """Runs by name with their methods and seeds, each scored without an attack and under examples of every run."""
+    place = Workspace(root)
+    for name, (method, seed) in runs.items():
+        add_run(place, name, method, seed)
+    weights = [read_run(place, name).weights or "" for name in runs]
+    for target in weights:
+        write_cell(place.cells, make_cell(clean_identity(target, INPUTS, 256), N))
+        for source in weights:
+            for fields in attacks:
+                for identity in identities(fields, source, target):
+                    write_cell(place.cells, make_cell(identity, N))
     return place
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from families import FGSM, IFGSM, TWO, N, Wrong, attacked, kind, network, report, seed, study
 
-from robustmix.report.answer import answer, headline_tables, question
+from robustmix.report.answer import answer, question
 from robustmix.report.effects import effects
+from robustmix.report.headline import headline_tables
 from robustmix.report.material import Material
 from robustmix.report.text import amount, range_of
 from robustmix.report.words import answers, warnings

@@ -235,6 +235,8 @@ def test_a_corrected_figure_is_held_against_the_erm_of_the_table_it_mends() -> N
     assert (only.published, only.measured, only.verdict) == ("-1.4", "-1.0", "undecided")
     first = table(material, "zhang-fig3a")
     assert [(one.published, one.reproduces) for one in first.rows] == [("5.6\xa0%", True), ("3.9\xa0%", False)]
+    (change,) = first.effects
+    assert (change.published, change.reproduces, only.reproduces) == ("-1.7", False, True)
 
 
 # ---- not comparable ------------------------------------------------------------------------------------------------
@@ -320,6 +322,7 @@ def test_the_whole_table_of_liang_stands_beside_such_runs() -> None:
         ("mixup", "-1.7", "-1.0"), ("mixup-h", "-1.7", "-1.5"), ("mixup-hv", "-2.2", "-2.5"),
         ("mixup-hc", "-2.1", "-2.0"),
     ]  # fmt: skip
+    assert [one.reproduces for one in found.effects] == [False, True, True, True], "of mixup a copy alone stands here"
 
 
 def test_what_liang_copied_stands_nowhere_by_itself() -> None:

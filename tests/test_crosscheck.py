@@ -143,6 +143,10 @@ def test_the_line_compares_a_cell_with_both_peers(tiny: Path, tmp_path: Path) ->
     # Another loss ascends otherwise: no cell of it is one that the peers could reproduce.
     others = [AttackSpec(name="ifgsm", eps=(64,), steps=4, loss="margin"), AttackSpec(name="fgsm", eps=(64,))]
     evaluate(Suite(version=1, title="test", sources=("erm1",), attack=(ifgsm, *others)), workspace=tmp_path)
+    # As an audit leaves them behind: the same attack with more steps, or on a few of the examples.
+    for eps, steps, limit in (((40, 48), 6, None), ((20, 24), 2, 50)):
+        repeated = AttackSpec(name="ifgsm", eps=eps, steps=steps)
+        evaluate(Suite(version=1, title="t", sources=("erm1",), attack=(repeated,), limit=limit), workspace=tmp_path)
     line = crosscheck_line(Workspace(tmp_path), "erm1")
     assert "I-FGSM-4 on erm1 in the white box, eps 32/255 = 0.1255" in line
     assert line.count("other predictions on 0") == 2

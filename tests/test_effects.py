@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from families import FGSM, IFGSM, TWO, N, attacked, kind, network, report, seed, study, weights
 
-from robustmix.report.effects import DECLARED, Effect, effect, effects, errors, paired, pooled
+from robustmix.report.effects import DECLARED, Effect, effect, effects, errors, pooled
 from robustmix.report.material import Material
+from robustmix.report.pairs import paired
 from robustmix.spec.attack import AttackSpec, attack_label
 from robustmix.stats import Difference, difference, holm, paired_interval
 from robustmix.store.cells import clean_identity
@@ -182,7 +183,7 @@ def test_direction_takes_the_interval_and_holm() -> None:
 
 def test_no_plain_erm_no_effects() -> None:
     kinds: dict[str, dict[str, Any]] = {"erm": {"label_smoothing": 0.1}, "mixup": {"method": "mixup"}}
-    assert effects(study(kinds, 2, drawn, [FGSM])) == []
+    assert effects(study(kinds, 2, drawn, [FGSM])) == ()
 
 
 def test_a_source_that_missed_a_target_is_left_out_for_all() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from pages import make_matrix
 from scipy import stats
 from synthetic import INPUTS, N, add_run, identities, make_cell, wrong
 
@@ -42,16 +43,7 @@ FAMILIES = {"cutmix": ("cutmix1",), "ERM": ("erm1", "erm2", "erm3"), "mixup": ("
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    place = Workspace(tmp_path_factory.mktemp("made"))
-    for name, (method, seed) in RUNS.items():
-        add_run(place, name, method, seed)
-    weights = {name: read_run(place, name).weights or "" for name in RUNS}
-    for target in weights.values():
-        write_cell(place.cells, make_cell(clean_identity(target, INPUTS, 256), N))
-        for source in weights.values():
-            for identity in identities({"name": "fgsm", "eps": BUDGETS}, source, target):
-                write_cell(place.cells, make_cell(identity, N))
-    return place
+    return make_matrix(tmp_path_factory.mktemp("made"), RUNS, [{"name": "fgsm", "eps": BUDGETS}])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import EVIL, INPUTS, RUNS, N, add_run, identities, make_cell, wrong
+from pages import make_matrix
+from synthetic import EVIL, INPUTS, RUNS, N, wrong
 from tiny import Call
 
 from robustmix.report import collect
@@ -16,7 +17,7 @@ from robustmix.report.index import entries, write_index
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, AuditTest, Verdict, write_audit
-from robustmix.store.cells import clean_identity, read_cells, write_cell
+from robustmix.store.cells import read_cells
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 
@@ -40,16 +41,7 @@ def audit(place: Workspace, name: str, verdict: Verdict) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two reports: 'first' of a suite, with audits of three of its networks, and 'second' of all cells."""
-    place = Workspace(tmp_path_factory.mktemp("made"))
-    for name, (method, seed) in RUNS.items():
-        add_run(place, name, method, seed)
-    weights = {name: read_run(place, name).weights or "" for name in RUNS}
-    for target in weights.values():
-        write_cell(place.cells, make_cell(clean_identity(target, INPUTS, 256), N))
-        for source in weights.values():
-            for fields in (FGSM, IFGSM):
-                for identity in identities(fields, source, target):
-                    write_cell(place.cells, make_cell(identity, N))
+    place = make_matrix(tmp_path_factory.mktemp("made"), RUNS, [FGSM, IFGSM])
     collect(place, "second")
     for name, verdict in (("erm1", "pass"), ("erm2", "fail"), ("mixup1", "finding")):
         audit(place, name, verdict)  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ from synthetic import EVIL, INPUTS, RUNS, N, add_run, identities, make_cell
 import robustmix
 from robustmix.errors import SpecError, StoreError
 from robustmix.report import collect
-from robustmix.report.answer import answer, headline_tables
+from robustmix.report.answer import answer
 from robustmix.report.claims import claims
 from robustmix.report.effects import effects
+from robustmix.report.headline import headline_tables
 from robustmix.report.opening import Report, open_report
 from robustmix.store.cells import clean_identity, read_cells, write_cell
 from robustmix.store.results import results_table

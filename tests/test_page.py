@@ -4,13 +4,15 @@ import re
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
+from families import FGSM, IFGSM, TWO, study
 from pages import OTHER, make_page
 from synthetic import EVIL, INPUTS, RUNS, N, add_run, identities, make_cell
 
 from robustmix.report import collect, render
-from robustmix.report.page import CONTENTS
+from robustmix.report.page import CONTENTS, _heads
 from robustmix.store.cells import BatchState, clean_identity, write_cell
 from robustmix.store.runs import read_run, write_history
 from robustmix.store.workspace import Workspace
@@ -84,6 +86,22 @@ def test_first_screen(text: str) -> None:
     assert lines[2].startswith("not audited erm2, erm3, mixup2, mixup3, net.py")
     for link in re.findall(r'href="#(audit-\d)"', first):
         assert f'<h3 id="{link}">' in section(text, "audit")
+
+
+def test_attacks_that_publications_mean_come_first() -> None:
+    attacks: list[dict[str, Any]] = [FGSM, {**FGSM, "loss": "logodds"}, IFGSM]
+    first, others = _heads(study(TWO, 1, lambda role, name, source, target: 100, attacks))
+    assert [table.label for table in first] == ["FGSM", "I-FGSM, 10 steps"]
+    assert [table.title for table in others] == [f"{table.label} at 4/255" for table in others]
+    assert len(others) == 1
+
+
+def test_what_did_not_reproduce_is_marked_wherever_it_stands(text: str) -> None:
+    marked = re.findall(r"<td([^>]*)>((?:(?!<td).)*?)†</span></td>", section(text, "comparison"))
+    assert [(attributes, words(f"{shown}</span>")) for attributes, shown in marked] == [
+        (' class="num"', "3.9 % T"),
+        (' class="num" data-value="-1.7"', "-1.7"),
+    ]
 
 
 def test_published_beside_published_is_not_measured(text: str) -> None:

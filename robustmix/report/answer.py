@@ -1,45 +1,33 @@
-"""The page's first screen in words: the question, one sentence that answers it, and the means that it rests on."""
+"""The page's first screen in words: the question, and one sentence that answers it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
 
-import numpy as np
-
-from robustmix.report.effects import FGSM, IFGSM, NOT_ROBUST, Effect, Paired, effects, errors, paired, unlike
+from robustmix.report.effects import FGSM, IFGSM, NOT_ROBUST, Effect, effects, errors, unlike
 from robustmix.report.material import Material
+from robustmix.report.pairs import Paired, paired
 from robustmix.report.text import (
+    MOST_NAMED,
     amount,
     budget,
     interval,
-    join_names,
+    named,
     percent,
     plural,
-    points,
     range_of,
-    spread,
 )
 from robustmix.stats import SEEDS_FOR_METHODS, mean_interval
-
-# As many runs as one sentence can name.
-MOST_NAMED: Final = 4
-
-# Who crafts, and per family of targets the mean error, the range over the pairs and how many they are.
-Row = tuple[str, tuple[tuple[str, str, str] | None, ...]]
-
-
-# ---- the question and its answer ---------------------------------------------------------------------------
 
 
 def question(material: Material) -> str:
     """What the page answers; it names methods where there are three seeds of each that differ in nothing else."""
     base, family = material.base_family, material.main_family
     if base is None or family is None:
-        return f"How robust {_verb(names := list(material.evidence.targets))} {_named(names)} on {material.facts.data}?"
-    names, others = (_scored(material, one) for one in (family, base))
+        return f"How robust {_verb(names := list(material.evidence.targets))} {named(names)} on {material.facts.data}?"
+    names, others = (material.scored(one) for one in (family, base))
     if min(len(names), len(others)) >= SEEDS_FOR_METHODS and not unlike(material, others, names):
         return f"How robust is {family} compared with {base} on {material.facts.data}?"
-    return f"How robust {_verb(names)} {_named(names)} compared with {_named(others)} on {material.facts.data}?"
+    return f"How robust {_verb(names)} {named(names)} compared with {named(others)} on {material.facts.data}?"
 
 
 def answer(material: Material) -> str:
@@ -157,8 +145,8 @@ def _of_runs(chosen: Sequence[Effect], material: Material) -> str:
         pairs = [_paired(material, effect, base[0], family[0]) for effect in chosen]
         chosen = [replace(e, observed=pair.observed) for e, pair in zip(chosen, pairs, strict=True)]
         ends = [pair.interval for pair in pairs]
-    subject = f"{_named(family)} {'errs' if len(family) == 1 else 'err'}"
-    parts = [_part(e, subject, _named(base) + on, end) for e, end in zip(chosen, ends, strict=True)]
+    subject = f"{named(family)} {'errs' if len(family) == 1 else 'err'}"
+    parts = [_part(e, subject, named(base) + on, end) for e, end in zip(chosen, ends, strict=True)]
     # Of single runs the interval is over images, of several over new seeds, which these runs are not.
     new = f", {'intervals' if len(parts) > 1 else 'the interval'} over new seeds" if min(counts) > 1 else ""
     return f"{_joined(parts, chosen)}{new}{_all_helpless(chosen, material)}; {_why_of_runs(chosen[0])}"
@@ -196,9 +184,9 @@ def _paired(material: Material, effect: Effect, first: str, second: str) -> Pair
 
 def _levels(material: Material, why: str) -> str:
     """Of networks that nothing is held against: how often each errs under the strongest attack, and why only that."""
-    named = [name for name in material.names if name in material.evidence.targets]
+    targets = [name for name in material.names if name in material.evidence.targets]
     found = []
-    for name in named[:MOST_NAMED]:
+    for name in targets[:MOST_NAMED]:
         clean = material.find("clean", target=name)[0]
         white = [r for r in material.find("white", target=name) if r.eps and r.eps == material.headline(r.label)]
         text = f"{name} errs on {percent(clean.error)} of {plural(clean.n, 'image')} without an attack"
@@ -207,120 +195,11 @@ def _levels(material: Material, why: str) -> str:
             attack = f"under white-box {worst.label} at {budget(worst.eps or 0)}"
             text += f" and on {percent(worst.error)} {interval(worst.low, worst.high)} {attack}"
         found.append(text)
-    more = len(named) - len(found)
+    more = len(targets) - len(found)
     rest = f"; {plural(more, 'more network')} {'stand' if more > 1 else 'stands'} in the tables" if more else ""
-    single = "one network, " if len(named) == 1 else ""
+    single = "one network, " if len(targets) == 1 else ""
     return f"{'; '.join(found)}{rest}; {single}{why}, so nothing here is a claim about methods."
-
-
-def _scored(material: Material, family: str) -> list[str]:
-    return [name for name in material.families[family] if name in material.evidence.targets]
-
-
-def _named(names: Sequence[str]) -> str:
-    shown, more = names[:MOST_NAMED], len(names) - MOST_NAMED
-    return join_names([*shown, f"{more} more"] if more > 0 else shown)
 
 
 def _verb(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-# ---- who crafts and who is scored --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeadlineTable:
-    """Means over the pairs of a family of sources and a family of targets, at the headline budget.
-
-    Attributes:
-        title: attack and budget, in words.
-        families: that are scored, one per column.
-        rows: who crafts, and per family the mean error, the range over the pairs (empty for a single one) and how many
-            they are; None where nothing was measured.
-        advantage: how much more the networks err under examples of their own family, in words; None where no network
-            was attacked by another of its own family.
-    """
-
-    title: str
-    families: tuple[str, ...]
-    rows: tuple[Row, ...]
-    advantage: str | None
-
-
-def headline_tables(material: Material) -> list[HeadlineTable]:
-    """One table per attack that has a budget."""
-    found = []
-    for label in material.attacks:
-        eps = material.headline(label)
-        if eps is not None:
-            title = f"{label} at {budget(eps)}"
-            advantage = _advantage(material, label, eps)
-            found.append(HeadlineTable(title, tuple(material.families), _rows(material, label, eps), advantage))
-    return found
-
-
-def _rows(material: Material, label: str, eps: float) -> tuple[Row, ...]:
-    rows = []
-    for source, crafters in {"no attack": None, "itself (white box)": None, **material.families}.items():
-        role = "transfer" if crafters else "white" if "box" in source else "clean"
-        at = {"eps": 0.0} if role == "clean" else {"eps": eps, "label": label}
-        results = [r for r in material.find(role, **at) if crafters is None or r.source in crafters]
-        cells: list[tuple[str, str, str] | None] = []
-        for family in material.families:
-            rates = [r.error for r in results if material.family_of[r.target] == family]
-            noun = "pair" if crafters else "run"
-            mean = sum(rates) / len(rates) if rates else 0
-            cells.append((percent(mean), spread(rates), plural(len(rates), noun)) if rates else None)
-        if any(cells):
-            named = crafters and source not in material.models
-            rows.append((f"a run of {source}" if named else source, tuple(cells)))
-    return tuple(rows)
-
-
-def _advantage(material: Material, label: str, eps: float) -> str | None:
-    """The home advantage of two families, the base and the main one or the first two, each counting half.
-
-    A network's own is its mean error under examples of other networks of its family less that under examples of the
-    other family. Whether some sources are stronger for everybody cancels: they count for one family and against the
-    other. It has a range over the networks and no interval: the networks are each other's sources, so that neither is
-    drawn while the other stays.
-    """
-    pair = [name for name in (material.base_family, material.main_family) if name]
-    families = pair if len(pair) == 2 else [name for name in material.families if name not in material.models][:2]
-    if len(families) < 2:
-        return None
-    homes = []
-    for family, other in (families, families[::-1]):
-        targets = _scored(material, family)
-        own, theirs = (
-            errors(material, "transfer", label, eps, targets, _crafting(material, name)) for name in (family, other)
-        )
-        homes.append(_home(own, theirs))
-    if not all(len(home) for home in homes):
-        return None
-    each = [float(home.mean()) for home in homes]
-    value = sum(each) / 2
-    by_network = [float(home.mean()) for homes_of in homes for home in homes_of]
-    runs = [name for family in families for name in _scored(material, family)]
-    many = min(map(len, homes)) >= SEEDS_FOR_METHODS
-    who = f"these {len(runs)} networks of {families[0]} and of {families[1]}" if many else _named(runs)
-    few = "" if many else f", fewer than {SEEDS_FOR_METHODS} seeds each"
-    return (
-        f"Home advantage: {points(value)} points ({spread(by_network)} over the networks{few}). So much more {who} err "
-        "under examples of other runs of their own recipe than under those of the other one."
-    )
-
-
-def _crafting(material: Material, family: str) -> list[str]:
-    return [name for name in material.families[family] if name in material.evidence.sources]
-
-
-def _home(own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """The advantage of each network that both kinds have attacked, image by image, [networks, images]."""
-    found = []
-    for t in range(own.shape[1]):
-        sides = [side[:, t][~np.isnan(side[:, t]).any(axis=1)] for side in (own, theirs)]
-        if all(len(side) for side in sides):
-            found.append(sides[0].mean(axis=0) - sides[1].mean(axis=0))
-    return np.array(found).reshape(len(found), own.shape[2])

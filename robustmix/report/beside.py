@@ -9,7 +9,8 @@ import numpy as np
 
 from robustmix.comparability import published_method, reasons, same_model
 from robustmix.published import Figure, Statistic
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material
+from robustmix.report.result import Result
 from robustmix.report.text import (
     final,
     imported,

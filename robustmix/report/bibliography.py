@@ -98,7 +98,7 @@ def _used(material: Material) -> Iterable[str]:
     yield from (key for name, key in ATTACKS.items() if any(identity.attack == name for identity in attacked))
     if any(identity.loss == "dlr" for identity in attacked):
         yield ATTACKS["autoattack"]
-    libraries = {(identity.library or identity.impl).split()[0].partition("==")[0] for identity in attacked}
+    libraries = {identity.maker.split()[0].partition("==")[0] for identity in attacked}
     yield from (key for name, key in LIBRARIES.items() if any(name in library.lower() for library in libraries))
     yield from ALWAYS
     if material.evidence.audits:

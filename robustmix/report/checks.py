@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from robustmix.report.material import Material, Result, exact_id
+from robustmix.report.material import Material, exact_id, once
+from robustmix.report.result import Result
 from robustmix.report.tables import Table
 from robustmix.report.text import ROLES, budget, join_names, percent, plural, points
 from robustmix.spec.attack import ITERATED
@@ -68,6 +69,7 @@ def _worst(material: Material, share_of: Callable[[BatchState], float], losses: 
     return join_names(shares) if shares else ""
 
 
+@once
 def _with_states(material: Material) -> dict[tuple[str, str], Cell]:
     """A cell with what its first gradients showed for each source and attack."""
     found: dict[tuple[str, str], Cell] = {}

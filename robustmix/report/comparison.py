@@ -13,7 +13,8 @@ from robustmix.published import CERTAINTY, Figure, Source, Statistic, experiment
 from robustmix.report import beside
 from robustmix.report.beside import Measured
 from robustmix.report.directions import ComparedEffect, erm_beside, measured_effect, published_effect
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material, once
+from robustmix.report.result import Result
 from robustmix.report.text import NBSP, ROLES, budget, interval, method_name, plural
 from robustmix.spec.attack import ATTACK_TITLES
 from robustmix.stats import prediction_interval
@@ -95,14 +96,15 @@ class ComparisonTable:
         return any(row.level in COMPARABLE for row in self.rows)
 
 
-def comparison_tables(material: Material) -> list[ComparisonTable]:
+@once
+def comparison_tables(material: Material) -> tuple[ComparisonTable, ...]:
     """The published designs of the suite, clean errors, and last what one source held against another, side by side."""
     suite = material.evidence.suite
     names = suite.published.experiments if suite and suite.published else ()
     found = [_table(name, _adversarial(name, material), material) for name in names]
     found += [_table(name, _clean(name, material), material) for name in (*CLEAN_EXPERIMENTS, *ABLATIONS)]
     found += [_of_figures(name, COMPARED_THERE[name]) for name in names if name in COMPARED_THERE]
-    return [table for table in found if table.rows]
+    return tuple(table for table in found if table.rows)
 
 
 def cited(tables: Sequence[ComparisonTable]) -> list[Source]:

@@ -9,7 +9,8 @@ import numpy as np
 from robustmix.published import Figure, find
 from robustmix.report import beside
 from robustmix.report.effects import DECLARED, Effect, effect, effects, unlike
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material
+from robustmix.report.result import Result
 from robustmix.report.text import interval, method_name, points
 from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference
 
@@ -42,6 +43,7 @@ class ComparedEffect:
         role: and attack, in words.
         method: that is held against ERM.
         published: points of error more than ERM, signed.
+        reproduces: whether both figures that this is the difference of do.
         measured: the same here, with its 95 % interval where there are two runs of each.
         runs: that were measured.
         verdict: whether both point the same way; undecided where it speaks of no methods (`Effect.about`), where the
@@ -51,6 +53,7 @@ class ComparedEffect:
     role: str
     method: str
     published: str
+    reproduces: bool
     measured: str
     runs: tuple[str, ...]
     verdict: Direction
@@ -85,6 +88,7 @@ def measured_effect(base: Side, other: Side, role: str, material: Material) -> C
         role=role,
         method=method_name(other[0].method),
         published=points(published),
+        reproduces=base[0].reproduces and other[0].reproduces,
         measured=points(found.change) + (f" {interval(*ends)}{found.corrected}" if ends else ""),
         runs=found.runs,
         verdict=_direction(published, found.change) if found.sure else "undecided",
@@ -105,7 +109,15 @@ def published_effect(there: Figure, here: Figure, role: str, who: str) -> Compar
         return None
     changes = _change(bases[0], there), _change(bases[1], here)
     published, measured = map(points, changes)
-    return ComparedEffect(role, method_name(there.method), published, measured, (who,), _direction(*changes))
+    return ComparedEffect(
+        role=role,
+        method=method_name(there.method),
+        published=published,
+        reproduces=bases[0].reproduces and there.reproduces,
+        measured=measured,
+        runs=(who,),
+        verdict=_direction(*changes),
+    )
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from robustmix.report.material import Material
+from robustmix.report.material import Material, once
 from robustmix.report.text import imported, join_names, stated
 from robustmix.spec.attack import ATTACK_TITLES, DEFAULT_STEPS
 from robustmix.spec.recipe import FIELDS_OF_METHODS, Recipe
-from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference, holm, paired_interval
+from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference, holm
 from robustmix.store.runs import Run
 
 Role = Literal["clean", "white", "transfer"]
@@ -103,7 +103,8 @@ class Effect:
         return -1 if found.estimate < 0 else 1
 
 
-def effects(material: Material) -> list[Effect]:
+@once
+def effects(material: Material) -> tuple[Effect, ...]:
     """Every family of runs against the base, under every attack at its headline budget.
 
     In the white box first, then under transfer: over pairs of a source of the base and one of the family, so that
@@ -112,7 +113,7 @@ def effects(material: Material) -> list[Effect]:
     """
     base = material.base_family
     if base is None:
-        return []
+        return ()
     found = []
     for family in (name for name in material.families if name not in material.models and name != base):
         for role in ("white", "transfer"):
@@ -178,39 +179,6 @@ def errors(
     return found
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Two checkpoints on the same examples.
-
-    Attributes:
-        errors: of the first and the second.
-        only: examples that only the first gets wrong, and that only the second does.
-        n: examples.
-    """
-
-    errors: tuple[int, int]
-    only: tuple[int, int]
-    n: int
-
-    @property
-    def observed(self) -> float:
-        """The second's error less the first's, a fraction."""
-        return (self.errors[1] - self.errors[0]) / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of `observed`, at 95 %: it speaks of these two checkpoints."""
-        return paired_interval(self.only[1], self.only[0], self.n)
-
-
-def paired(material: Material, role: Role, label: str, eps: float, first: str, second: str) -> Paired | None:
-    """Two runs or models without an attack or each attacked by itself; None where a cell of one is missing."""
-    a, b = (material.errs(None if role == "clean" else name, name, label, eps) for name in (first, second))
-    if a is None or b is None:
-        return None
-    return Paired((int(a.sum()), int(b.sum())), (int((a & ~b).sum()), int((b & ~a).sum())), len(a))
-
-
 def effect(
     material: Material, role: Role, label: str, eps: float, base: str, family: str, source: str | None = None
 ) -> Effect | None:
@@ -226,7 +194,7 @@ def effect(
         source: under transfer, the family that crafts, or `pooled`: pairs of one of either family.
     """
     crafting = _crafting(material, base, family, source) if source else [()]
-    sides = [[name for name in material.families[one] if name in material.evidence.targets] for one in (base, family)]
+    sides = [material.scored(one) for one in (base, family)]
     arrays = [_by_row(material, role, label, eps, names, crafting) for names in sides]
     if role == "transfer":
         # A source that has not attacked every other network of both would weigh more in one than in the other.
@@ -279,10 +247,7 @@ def _crafting(material: Material, base: str, family: str, source: str) -> list[t
     Pooled by pairs, every target meets as many of the one as of the other, and that examples transfer better within a
     family does not count as chance between sources.
     """
-    crafts = [
-        [name for name in material.families[one] if name in material.evidence.sources]
-        for one in ((base, family) if source == pooled(base, family) else (source,))
-    ]
+    crafts = map(material.crafting, (base, family) if source == pooled(base, family) else (source,))
     return list(zip(*crafts, strict=False))
 
 
@@ -306,7 +271,7 @@ def _mean(array: np.ndarray) -> float:
     return float(np.nanmean(np.nanmean(array.mean(axis=2), axis=1)))
 
 
-def _corrected(found: Sequence[Effect]) -> list[Effect]:
+def _corrected(found: Sequence[Effect]) -> tuple[Effect, ...]:
     tested = [effect for effect in found if effect.declared and effect.difference]
     adjusted = iter(holm([effect.difference.p for effect in tested if effect.difference]))
-    return [replace(effect, p=next(adjusted)) if effect.declared and effect.difference else effect for effect in found]
+    return tuple(replace(e, p=next(adjusted)) if e.declared and e.difference else e for e in found)

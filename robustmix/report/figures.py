@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from robustmix.report.drawing import COLOURS, INK, MARKERS, Drawing, Line, lines
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material
+from robustmix.report.result import Result
 from robustmix.report.text import budget, interval, join_names, percent, plural
 from robustmix.stats import SEEDS_FOR_METHODS, mean_interval
 from robustmix.units import format_budget

@@ -197,7 +197,7 @@ def _by_source(apart: Sequence[Effect], material: Material) -> str:
         if found.about == "methods":
             crafted, one, other = source, found.base, found.family
         else:
-            crafting = [name for name in material.families[source] if name in material.evidence.sources]
+            crafting = material.crafting(source)
             crafted, one, other = join_names(crafting), *map(join_names, found.names)
         said.append(f"under examples of {crafted}, {other} {_errs(found)} {_than(found)} {one}")
     return "; ".join(said)

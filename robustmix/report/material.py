@@ -1,17 +1,17 @@
-"""A report's evidence as the page needs it: one result per cell and pair of names, in the order of the page."""
+"""A report's evidence as the page needs it, with what is worked out of it once for all parts of the page."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from robustmix.report.evidence import Evidence, load, load_cells
-from robustmix.report.text import ROLES, method_name
-from robustmix.spec.attack import attack_label
+from robustmix.report.result import Result, read_results
+from robustmix.report.text import method_name
 from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import Cell
 from robustmix.store.examples import by_sweep, crafted, id_of, preferred
@@ -19,90 +19,7 @@ from robustmix.store.results import Bearer, ForeignModel, attack_columns, clean_
 from robustmix.store.runs import Run
 from robustmix.store.sweeps import Sweep, attack_id, sweeps
 
-# What publications mean by an attack's name alone.
-PLAIN: Final = {"norm": "linf", "loss": "ce", "restarts": 1, "labels": "true", "precision": "32"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of `robustmix.store.results.results_table`; rates are fractions, lengths in units of 1/255.
-
-    Attributes:
-        role: ``clean``, ``white`` or ``transfer``.
-        source: run or model that crafted; None for clean inputs.
-        target: run or model that was scored.
-        attack: name in results.
-        label: the attack in words, without its budget, as its sweep is called: ``I-FGSM, 10 steps``.
-        alone: the same as this cell alone would be called: ``I-FGSM, 5 steps of 1/255``.
-        plain: whether it is the attack that publications mean by its name.
-        norm: of the budget.
-        steps: gradients, or a foreign attack's iterations.
-        step: length of one; 0 if there is none.
-        eps: budget; 0 for clean inputs, None for an attack that looks for the smallest perturbation.
-        n: test examples.
-        error: share of them that is classified wrongly.
-        low: lower end of its 95 % Wilson interval.
-        high: upper end.
-        rounded: error on the images rounded to 8 bits; None if none were kept.
-        clean_error: the target's error without an attack.
-        success: share of the initially correct that is now wrong; None for clean inputs.
-        share: largest perturbation as a share of the budget; None where there is no budget.
-        median: length of the perturbation that breaks half of the examples, infinite if none does; None for attacks
-            with a budget and under transfer.
-        forward: passes per example of the unit that the cell was computed in.
-        backward: passes per example of the unit that the cell was computed in.
-    """
-
-    role: str
-    source: str | None
-    target: str
-    attack: str
-    label: str
-    alone: str
-    plain: bool
-    norm: str
-    steps: int
-    step: float
-    eps: float | None
-    n: int
-    error: float
-    low: float
-    high: float
-    rounded: float | None
-    clean_error: float
-    success: float | None
-    share: float | None
-    median: float | None
-    forward: float
-    backward: float
-
-    @classmethod
-    def of(cls, row: dict[str, Any], label: str) -> Self:
-        """One row of the table."""
-        return cls(
-            role=row["role"],
-            source=row["source"] if isinstance(row["source"], str) else None,
-            target=row["target"],
-            attack=row["attack"],
-            label=label,
-            alone=attack_label(row),
-            plain=all(row[key] == usual for key, usual in PLAIN.items()),
-            norm=row["norm"],
-            steps=int(row["steps"]),
-            step=float(row["step_255"]),
-            eps=_number(row["eps_255"]),
-            n=int(row["n"]),
-            error=float(row["error"]),
-            low=float(row["error_low"]),
-            high=float(row["error_high"]),
-            rounded=_number(row["error_uint8"]),
-            clean_error=float(row["clean_error"]),
-            success=_number(row["success"]),
-            share=_number(row["delta_max"]),
-            median=_number(row["norm_median_255"]),
-            forward=float(row["forward"]),
-            backward=float(row["backward"]),
-        )
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,6 +34,7 @@ class Material:
         known: the sweeps of every attack, by `robustmix.store.sweeps.attack_id`.
         results: clean, white box, transfer; then by source, attack, budget and target. A cell that belongs to two
             sweeps is there once for each.
+        derived: what functions under `once` have made of it.
     """
 
     evidence: Evidence
@@ -125,6 +43,7 @@ class Material:
     cells: tuple[Cell, ...]
     known: dict[str, tuple[Sweep, ...]]
     results: tuple[Result, ...]
+    derived: dict[Callable[["Material"], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -142,32 +61,11 @@ class Material:
         """A report's evidence with its cells."""
         runs = {record.name: record.as_run() for record in evidence.runs}
         models = {record.name: ForeignModel(record.name, record.weights) for record in evidence.models}
-        table = results_table(cells, [*runs.values(), *models.values()])
-        rank = {name: number for number, name in enumerate([*runs, *models])}
-        roles = list(ROLES)
-
-        def order(result: Result) -> tuple[Any, ...]:
-            source = rank[result.source] if result.source else -1
-            place = roles.index(result.role), source, result.label, result.eps or 0, rank[result.target]
-            return *place, result.alone
-
-        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
         known = sweeps(attack_columns(cell.identity) for cell in cells)
-        found = (
-            Result.of(row, sweep.label if row["role"] != "clean" else "clean")
-            for row in rows
-            for sweep in known[attack_id(row)]
-        )
-        wanted = (
-            result
-            for result in found
-            if result.target in evidence.targets and (result.source is None or result.source in evidence.sources)
-        )
-        # Cells of several batch sizes have a clean cell each, compiled models another; one is enough to read.
-        unique: dict[tuple[object, ...], Result] = {}
-        for result in sorted(wanted, key=order):
-            unique.setdefault((result.role, result.source, result.target, result.label, result.eps), result)
-        return cls(evidence, runs, models, tuple(cells), known, tuple(unique.values()))
+        found = read_results(results_table(cells, [*runs.values(), *models.values()]), known, [*runs, *models])
+        sources = (None, *evidence.sources)
+        shown = tuple(result for result in found if result.target in evidence.targets and result.source in sources)
+        return cls(evidence, runs, models, tuple(cells), known, shown)
 
     def find(self, role: str, **criteria: object) -> list[Result]:
         """The results of a role whose fields equal the given values."""
@@ -251,6 +149,14 @@ class Material:
         mixup = [family for family in others if self.runs[self.families[family][0]].recipe.training == "mixup"]
         return next(iter([*chosen, *mixup, *others]), None)
 
+    def scored(self, family: str) -> list[str]:
+        """The networks of a family that are scored."""
+        return [name for name in self.families[family] if name in self.evidence.targets]
+
+    def crafting(self, family: str) -> list[str]:
+        """The networks of a family that craft."""
+        return [name for name in self.families[family] if name in self.evidence.sources]
+
     def headline(self, label: str) -> float | None:
         """The budget at which an attack is shown where only one is: the page's own, if it was made at it.
 
@@ -327,5 +233,18 @@ def exact_id(cell: Cell) -> str:
     return attack_id({**attack_columns(cell.identity), "precision": "32", "compiled": False})
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def once(make: Callable[[Material], T]) -> Callable[[Material], T]:
+    """A function of a material that is worked out at its first call: several parts of a page rest on it.
+
+    Args:
+        make: the same material always gives the same; what it gives must not be changed.
+    """
+
+    @wraps(make)
+    def kept(material: Material) -> T:
+        if make not in material.derived:
+            material.derived[make] = make(material)
+        found: T = material.derived[make]
+        return found
+
+    return kept

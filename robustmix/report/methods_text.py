@@ -189,9 +189,8 @@ def _parameters(label: str, identity: CellIdentity) -> Iterator[str]:
     )
     if identity.attack in MINIMUM_NORM:
         yield plural(identity.steps, "step")
-    maker = identity.library or identity.impl
-    if maker != "robustmix":
-        yield f"by {maker}"
+    if identity.maker != "robustmix":
+        yield f"by {identity.maker}"
     if identity.precision != "32":
         yield identity.precision
     if identity.compiled:

@@ -13,10 +13,11 @@ from xml.sax.saxutils import escape, quoteattr
 import pandas as pd
 
 from robustmix.report import tables
-from robustmix.report.answer import HeadlineTable, answer, headline_tables
+from robustmix.report.answer import answer
 from robustmix.report.claims import claims
 from robustmix.report.drawing import Drawing
 from robustmix.report.effects import Effect, effects
+from robustmix.report.headline import HeadlineTable, headline_tables
 from robustmix.report.material import Material
 from robustmix.report.page import INDEX
 from robustmix.report.paper import figures

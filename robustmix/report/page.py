@@ -19,7 +19,7 @@ from robustmix.report import (
     tables,
     words,
 )
-from robustmix.report.answer import HeadlineTable, answer, headline_tables, question
+from robustmix.report.answer import answer, question
 from robustmix.report.checklist import checklist
 from robustmix.report.claims import claims
 from robustmix.report.cost import cost
@@ -29,6 +29,7 @@ from robustmix.report.effects import effects
 from robustmix.report.evidence import Evidence
 from robustmix.report.figures import eps_curves, transfer_matrices
 from robustmix.report.gallery_view import gallery
+from robustmix.report.headline import HeadlineTable, headline_tables
 from robustmix.report.histories import LOG_FROM, training_curves
 from robustmix.report.markup import Script, sort_value
 from robustmix.report.material import Material
@@ -144,7 +145,7 @@ def _heads(material: Material) -> tuple[list[HeadlineTable], list[HeadlineTable]
     """The tables of the first screen, of the attacks that publications mean by their names, and all others."""
     found = headline_tables(material)
     plain = {result.label for result in material.results if result.plain}
-    first = [table for table in found if table.title.rpartition(" at ")[0] in plain] or found
+    first = [table for table in found if table.label in plain] or found
     first = first[:MOST_HEADS]
     return first, [table for table in found if table not in first]
 

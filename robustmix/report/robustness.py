@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from robustmix.report.effects import Paired, Role, paired
-from robustmix.report.material import Material
+from robustmix.report.effects import Role
+from robustmix.report.material import Material, once
+from robustmix.report.pairs import Paired, paired
 from robustmix.report.tables import Table
 from robustmix.report.text import budget, interval, percent, points, probability, signed_span, span
 from robustmix.stats import sign_test, wilson
@@ -94,7 +95,8 @@ class WorstCase:
     table: Table
 
 
-def worst_cases(material: Material) -> list[WorstCase]:
+@once
+def worst_cases(material: Material) -> tuple[WorstCase, ...]:
     """The worst case per example in the white box, one per norm, where there is more than one attack to choose from."""
     white = {name: cells for name in material.evidence.targets if (cells := material.white(name))}
     header = ("Target", "Strongest alone", "No attack", "That one", "Worst case", "[95 %]")
@@ -106,7 +108,7 @@ def worst_cases(material: Material) -> list[WorstCase]:
             rows = [[name, *_worst(material, cells, eps)] for name, cells in chosen.items()]
             caption = f"Worst case within {budget(eps)}{'' if norm == 'linf' else ' in L2'}"
             found.append(WorstCase(_listed(material, attacks), Table(caption, header, rows, texts=2)))
-    return found
+    return tuple(found)
 
 
 def _worst(material: Material, cells: list[Cell], eps: float) -> list[str]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material
+from robustmix.report.result import Result
 from robustmix.report.text import (
     NONE,
     ROLES,

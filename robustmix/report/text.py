@@ -42,6 +42,8 @@ ROLES: Final = {"clean": "clean", "white": "white box", "transfer": "transfer"}
 NONE: Final = "–"
 # Between a number and its unit, so that no line breaks there.
 NBSP: Final = "\N{NO-BREAK SPACE}"
+# As many runs as one sentence can name.
+MOST_NAMED: Final = 4
 
 
 def percent(share: float | None) -> str:
@@ -172,6 +174,12 @@ def last_epoch(run: Run) -> int:
 def final(run: Run, column: str) -> float:
     """A figure of a run's last epoch; NaN where its history has none."""
     return run.final(column) if column in run.history else math.nan
+
+
+def named(names: Sequence[str]) -> str:
+    """Runs or models by name, as many of them as one sentence can name."""
+    shown, more = names[:MOST_NAMED], len(names) - MOST_NAMED
+    return join_names([*shown, f"{more} more"] if more > 0 else shown)
 
 
 def join_names(names: Iterable[str]) -> str:

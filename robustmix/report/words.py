@@ -8,7 +8,8 @@ from robustmix.report import checks
 from robustmix.report.comparison import citation
 from robustmix.report.effects import effects
 from robustmix.report.judges import told
-from robustmix.report.material import Material, Result
+from robustmix.report.material import Material
+from robustmix.report.result import Result
 from robustmix.report.text import (
     budget,
     final,
