@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
+from typing import Final, cast
 
 import torch
+from torch import nn
 
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.spec.names import Device, Precision
@@ -74,6 +75,15 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         device.type, dtype=AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
     )
     return context
+
+
+def compile_for(device: torch.device, model: nn.Module) -> nn.Module:
+    """The model by ``torch.compile``, on a GPU with its operations started together, as CUDA graphs.
+
+    The memory of what a graph returns, outputs and gradients, is used again by the next pass.
+    """
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return cast(nn.Module, torch.compile(model, mode=mode))
 
 
 def synchronize(device: torch.device) -> None:

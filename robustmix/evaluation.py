@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import describe_device, is_out_of_memory, memory_hint, synchronize
+from robustmix.device import compile_for, describe_device, is_out_of_memory, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
 from robustmix.launching import launch
@@ -233,7 +233,7 @@ class _Job:
         key = one.digest, compiled
         if key not in self._models:
             if compiled:
-                self._models[key] = torch.compile(self._model(one, compiled=False))  # type: ignore[assignment]
+                self._models[key] = compile_for(self.team.device, self._model(one, compiled=False))
             else:
                 model = one.load().to(self.team.device).eval().requires_grad_(False)
                 if one.run is None:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,8 @@ from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
 from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, halved, make_unit
 
-LOOKED_AT: Final = 8
+LOOKED_AT: Final = 4
+IN_MEMORY: Final = "in memory"
 
 
 def transfer_matrix(
@@ -64,7 +66,8 @@ def transfer_matrix(
         precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
 
     Returns:
-        A row per cell with the columns of `robustmix.store.results.results_table`, those without an attack first.
+        A row per cell with the columns of `robustmix.store.results.results_table`, those without an attack first; these
+        cost no pass where they come along with the first gradient of an attack.
 
     Raises:
         SpecError: an attack or loss is unknown, a length unusable, or a name stands for two models.
@@ -92,12 +95,7 @@ def transfer_matrix(
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
     on_device = split.to(device)
     for size in halved(batch_size):
-        units = [make_unit(None, None, (CLEAN,), goals, "in memory", size)]
-        units += [
-            make_unit(source, spec, spec.courses(None), goals, "in memory", size)
-            for source in crafting
-            for spec in specs
-        ]
+        units = _units(crafting, specs, goals, size)
         try:
             cells = [cell for unit in units for cell in measured_cells(unit, on_device, device)]
         except RuntimeError as error:
@@ -207,6 +205,29 @@ def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.devi
     return int(logits.shape[1])
 
 
+def _units(
+    crafting: Sequence[Participant], specs: Sequence[AttackSpec], goals: Sequence[Participant], batch_size: int
+) -> list[Unit]:
+    """Every source under every attack, and everybody's clean predictions: with the first gradient where one is taken.
+
+    In a workspace they are computed apart, once for all attacks that are ever made there.
+    """
+    units = [
+        make_unit(source, spec, spec.courses(None), goals, IN_MEMORY, batch_size)
+        for source in crafting
+        for spec in specs
+    ]
+    clean = make_unit(None, None, (CLEAN,), goals, IN_MEMORY, batch_size)
+    alone = []
+    for cell in clean.cells:
+        bearers = (place for place, one in enumerate(units) if one.source == cell.target and one.predicts_inputs)
+        if (place := next(bearers, None)) is None:
+            alone.append(cell)
+        else:
+            units[place] = replace(units[place], cells=(*units[place].cells, cell))
+    return [*units, replace(clean, cells=tuple(alone))] if alone else units
+
+
 def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:
     """Compute all cells of a unit.
 
@@ -227,6 +248,7 @@ def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list
         measured = measure(unit, split, batches, range(len(batches)), lambda one: one.load(), device, unit.title)
     found = []
     for cell, columns in zip(unit.cells, measured.columns, strict=True):
+        along = cell in unit.along
         facts = CellFacts(
             data="tensors",
             like=None,
@@ -235,9 +257,9 @@ def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list
             classes=(),
             source_name=unit.source.name if unit.source else None,
             target_name=cell.target.name,
-            forward=measured.forward / len(split),
-            backward=measured.backward / len(split),
-            batches=batch_states(measured.states),
+            forward=0 if along else measured.forward / len(split),
+            backward=0 if along else measured.backward / len(split),
+            batches=() if along else batch_states(measured.states),
             unit_seconds=0,
             device=describe_device(device),
             torch=torch.__version__,

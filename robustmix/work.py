@@ -38,7 +38,7 @@ class Unit:
     Attributes:
         source: that crafts; None for clean predictions.
         attack: None for clean predictions.
-        cells: that it consists of, budgets ascending.
+        cells: that it consists of, budgets ascending; then the source's clean one, if a gradient brings it along.
         batch_size: examples per batch.
         compiled: whether models are compiled.
         save_images: whether the adversarial images are kept, and each target scored on them as well.
@@ -54,7 +54,23 @@ class Unit:
     @property
     def courses(self) -> tuple[Course, ...]:
         """The budgets of its cells, ascending."""
-        return tuple(dict.fromkeys(cell.course for cell in self.cells))
+        return tuple(dict.fromkeys(cell.course for cell in self.cells if cell not in self.along))
+
+    @property
+    def along(self) -> tuple[Wanted, ...]:
+        """Its source's own clean predictions, if they come along with the first gradient."""
+        return tuple(cell for cell in self.cells if cell.course == CLEAN) if self.attack else ()
+
+    @property
+    def predicts_inputs(self) -> bool:
+        """Whether the pass of the first gradient predicts the inputs as a prediction of its own would.
+
+        Not where the attack starts at random, in bf16, which might predict other classes, or in another library.
+        """
+        attack = self.attack
+        if attack is None or attack.impl != "robustmix" or attack.precision != "32":
+            return False
+        return "loss" in takes(attack.name) and "restarts" not in takes(attack.name)
 
     @property
     def backward(self) -> int:
@@ -64,13 +80,11 @@ class Unit:
     @property
     def forward(self) -> int:
         """Forward passes per example of one of our attacks, those of the scoring included."""
-        scored = len(self.cells) * (2 if self.save_images else 1)
+        scored = (len(self.cells) - len(self.along)) * (2 if self.save_images else 1)
         if self.attack is None:
             return scored
         worst = self.attack.restarts * len(self.courses) if self.attack.restarts > 1 else 0
-        # The first gradient's own pass predicts the labels, unless it starts at random or is not in float32.
-        apart = "restarts" in takes(self.attack.name) or self.attack.precision != "32"
-        predicted = self.attack.labels == "predicted" and apart
+        predicted = self.attack.labels == "predicted" and not self.predicts_inputs
         return self.backward + worst + predicted + scored
 
     @property

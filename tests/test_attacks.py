@@ -562,6 +562,24 @@ def check_sharing_within_rounding() -> None:
     assert torch.equal(together[0], alone)
 
 
+def check_stacking() -> None:
+    """Stacked, budgets that have parted share passes and find what each finds by itself."""
+    model, (x, y) = convnet(), digits()
+    courses = [Course(eps, 5, eps / 5) for eps in (0.02, 0.04, 0.06, 0.08, 0.1)]
+    for name in ("ifgsm", "mifgsm"):
+        for norm in ("linf", "l2"):
+            alone = crafted(name, Victim(model, y, "ce"), x, courses, norm)
+            for stack, passes in ((2, 1 + 4 * 3), (5, 1 + 4), (9, 1 + 4)):
+                victim = Victim(model, y, "ce", stack=stack)
+                with counted(model) as (forward, backward):
+                    together = crafted(name, victim, x, courses, norm)
+                assert len(forward) == len(backward) == passes
+                for one, other in zip(together, alone, strict=True):
+                    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+                assert victim.finite is not None
+                assert victim.finite.shape == victim.gap.shape == y.shape
+
+
 def count_passes(name: str, budgets: Sequence[float], steps: int = 10, **options: object) -> tuple[int, int]:
     """Forward and backward passes of a sweep."""
     model, (x, y) = convnet(), digits()

@@ -209,6 +209,36 @@ def test_models_are_left_as_found_when_an_attack_fails(images: tuple[Tensor, Ten
     assert network.training
 
 
+# ---- passes that can be saved ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attacks", [("fgsm",), ("pgd", "ifgsm", "fgsm"), ("mifgsm",)])
+def test_clean_predictions_come_with_the_first_gradient(
+    attacks: tuple[str, ...], models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    """To the bit those of a pass of their own; sources that are no targets, and random starts, bring none."""
+    x = torch.as_tensor(images[0]).float() / 255
+    sources, targets = {name: models[name] for name in ("erm1", "mixup1")}, {name: models[name] for name in models}
+    seen: dict[str, list[Tensor]] = {name: [] for name in models}
+    handles = [
+        models[name].register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0])) for name in models
+    ]
+    found = transfer_matrix(sources, *images, attacks=attacks, eps=(8 / 255,), steps=2, targets=targets, batch_size=40)
+    for handle in handles:
+        handle.remove()
+    for name, points in seen.items():
+        at_inputs = [point for point in points for part in x.split(40) if torch.equal(point, part)]
+        differentiated = [point.requires_grad for point in at_inputs]
+        gradients = sum(attack != "pgd" for attack in attacks)
+        assert sorted(differentiated) == sorted([True, True] * gradients if name in sources else [False, False])
+    apart = transfer_matrix(sources, *images, attacks=("signs",), eps=(8 / 255,), targets=targets, batch_size=40)
+    clean, expected = (table[table["role"] == "clean"].reset_index(drop=True) for table in (found, apart))
+    assert dict(zip(clean["target"], clean["forward"], strict=True)) == {"erm1": 0, "mixup1": 0, "erm2": 1}
+    columns = [name for name in COLUMNS if name != "forward"]
+    pd.testing.assert_frame_equal(clean[columns], expected[columns])
+    assert clean["errors"].nunique() > 1
+
+
 # ---- what is refused -------------------------------------------------------------------------------------
 
 

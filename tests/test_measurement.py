@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustmix
-from robustmix import AttackSpec, Suite, attacks, evaluate, measurement
+from robustmix import AttackSpec, Suite, attacks, crafting, evaluate
 from robustmix.attacks.foreign import craft_foreign
+from robustmix.crafting import STATE
 from robustmix.errors import EvaluationError
-from robustmix.measurement import Measured, measure, score
+from robustmix.measurement import COLUMNS, Measured, measure, score
+from robustmix.participants import Participant
 from robustmix.planning import make_plan
 from robustmix.spec.attack import Course
 from robustmix.store.cells import GAP_QUANTILES, Cell, read_cells
@@ -156,9 +159,64 @@ def test_a_process_measures_of_its_batches_what_one_alone_would(workspace: Path)
 
 def test_a_process_without_a_batch_measures_nothing(workspace: Path) -> None:
     nothing = measured(workspace, AttackSpec(name="fgsm", eps=(16, 32)), slice(3, None))
-    assert nothing.columns.shape == (4, len(measurement.COLUMNS), 0)
-    assert nothing.states.shape == (0, len(measurement.STATE))
+    assert nothing.columns.shape == (4, len(COLUMNS), 0)
+    assert nothing.states.shape == (0, len(STATE))
     assert (nothing.forward, nothing.backward) == (0, 0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "steps", "gradients"), [("fgsm", 1, [16]), ("ifgsm", 3, [16, 64, 64])])
+def test_budgets_of_compiled_networks_share_small_passes(
+    name: str, steps: int, gradients: list[int], norm: str, workspace: Path
+) -> None:
+    given = {"steps": steps} if name == "ifgsm" else {}
+    spec = AttackSpec(name=name, eps=(4, 8, 16, 32), norm=norm, **given)
+    plan = make_plan(
+        suite(spec, targets=("mixup1", "erm1"), limit=16), Workspace(workspace), batch_size=16, save_images=True
+    )
+    unit = plan.units[1]
+    passes: dict[str, list[int]] = {"erm1": [], "mixup1": []}
+    kept: list[tuple[Course, Tensor]] = []
+
+    def load(one: Participant) -> nn.Module:
+        model = one.load()
+        model.register_forward_pre_hook(lambda _, args: passes[one.name].append(len(args[0])))
+        return model
+
+    def measured(compiled: bool) -> Measured:
+        return measure(
+            replace(unit, compiled=compiled), plan.inputs, (torch.arange(16),), (0,), load, CPU, "test",
+            lambda course, _, levels: kept.append((course, levels)),
+        )  # fmt: skip
+
+    alone = measured(compiled=False)
+    assert passes["mixup1"] == [16] * 8
+    for each in passes.values():
+        each.clear()
+    together = measured(compiled=True)
+    assert passes == {"erm1": [*gradients, 64, 64], "mixup1": [64, 64]}
+    for column, one, other in zip(COLUMNS, together.columns.swapaxes(0, 1), alone.columns.swapaxes(0, 1), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=column)
+    assert len(np.unique(alone.columns[:, COLUMNS.index("gap")], axis=0)) == 8, "the test needs cells that differ"
+    assert (together.forward, together.backward) == (alone.forward, alone.backward)
+    np.testing.assert_allclose(together.states, alone.states, rtol=1e-4)
+    for (course, levels), (same, others) in zip(kept[:4], kept[4:], strict=True):
+        assert course == same
+        assert torch.equal(levels, others)
+
+
+def test_budgets_share_no_passes_that_are_large_already(workspace: Path) -> None:
+    plan = make_plan(suite(AttackSpec(name="fgsm", eps=(16, 32))), Workspace(workspace))
+    unit, passes = replace(plan.units[1], compiled=True), []
+
+    def load(one: Participant) -> nn.Module:
+        model = one.load()
+        model.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+        return model
+
+    measure(unit, plan.inputs, torch.arange(360).split(256), range(2), load, CPU, "test")
+    # 256 digits of 64 pixels are more than the 2^13 up to which budgets are put together, 104 are not.
+    assert passes == [256, 256, 256, 104, 104, 104]
 
 
 # ---- how sure the source was -----------------------------------------------------------------------------
@@ -280,7 +338,7 @@ def test_an_attack_that_leaves_its_budget_is_an_error(
     mutant: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norm, craft, message = MUTANTS[mutant]
-    monkeypatch.setattr(measurement, "craft", craft)
+    monkeypatch.setattr(crafting, "craft", craft)
     with pytest.raises(EvaluationError, match=f"^fgsm from erm1: .*{message}"):
         evaluate(suite(AttackSpec(name="fgsm", eps=(16,), norm=norm)), workspace=workspace)
     assert attacked(workspace) == []
@@ -293,7 +351,7 @@ def test_only_the_batch_that_leaves_its_budget_is_named(workspace: Path, monkeyp
         far = torch.equal(victim.labels, y[256:])
         yield from ((course, (x + (2 if far else 1) * (course.eps or 0)).clamp(0, 1)) for course in courses)
 
-    monkeypatch.setattr(measurement, "craft", craft)
+    monkeypatch.setattr(crafting, "craft", craft)
     with pytest.raises(EvaluationError, match=r"104 adversarial inputs leave .* the first in batch 1;"):
         evaluate(suite(AttackSpec(name="fgsm", eps=(16,))), workspace=workspace)
 

@@ -30,7 +30,8 @@ STEP, STEEPEST, ASCEND, WALK, BRANCHES = (
     gradient._branches,
 )
 RESTARTED, POINT, SIGNS = engine.restarted, gradient.random_point, gradient.random_signs
-GRADIENT, MARGIN, OBSERVE = Victim.gradient, Victim.margin, Victim._observe
+GRADIENT, GRADIENTS, MARGIN, OBSERVE = Victim.gradient, Victim.gradients, Victim.margin, Victim._observe
+SETTLE, EXTREMES = Victim._settle, victim.extremes
 FROZEN, CRAFT, IN_ORDER = victim.frozen, engine.craft, engine._in_order
 
 Mutant = Callable[..., object]
@@ -250,28 +251,33 @@ def labels_predicted_anew(self: Victim, logits: Tensor) -> Tensor:
 
 
 @replaces(Victim, "_observe", "what_gradients_show")
-def saturated_where_sure(self: Victim, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, gradient)
+def saturated_where_sure(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+    OBSERVE(self, logits, labels, zero_gradient)
     self.saturated = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1) > 0.99
 
 
 @replaces(Victim, "_observe", "what_gradients_show")
-def saturated_where_any_class_is(self: Victim, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, gradient)
+def saturated_where_any_class_is(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+    OBSERVE(self, logits, labels, zero_gradient)
     self.saturated = (logits.softmax(dim=1) == 1).any(dim=1)
 
 
 @replaces(Victim, "_observe", "what_gradients_show")
-def gap_between_the_first_two(self: Victim, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, gradient)
+def gap_between_the_first_two(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+    OBSERVE(self, logits, labels, zero_gradient)
     first, second = logits.topk(2, dim=1).values.unbind(1)
     self.gap = first - second
 
 
 @replaces(Victim, "_observe", "what_gradients_show")
-def small_gradients_are_zero(self: Victim, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, gradient)
-    self.zero_gradient = gradient.abs().flatten(1).amax(dim=1) < 1e-6
+def any_gradient_is_zero(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+    OBSERVE(self, logits, labels, torch.ones_like(zero_gradient))
+
+
+@replaces(victim, "extremes", "what_gradients_show")
+def small_gradients_are_zero(x: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = EXTREMES(x)
+    return torch.where(low > -1e-6, 0, low), torch.where(high < 1e-6, 0, high)
 
 
 # ---- the losses ------------------------------------------------------------------------------------------
@@ -543,26 +549,30 @@ def rounding_of_one_element(x: Tensor, norm: Norm) -> float:
     return 1.0
 
 
-@replaces(gradient, "_walk", "sharing_is_exact")
+@replaces(gradient, "_onward", "sharing_is_exact")
 def momentum_in_place(
-    victim: Victim,
-    x: Tensor,
-    x_adv: Tensor,
-    momentum: Tensor | None,
-    courses: list[Course],
-    done: int,
-    norm: Norm,
-    decay: float | None,
-) -> Crafted:
-    yield from ((course, x_adv) for course in courses if course.steps == done)
-    courses = [course for course in courses if course.steps > done]
-    if not courses:
-        return
-    slope = victim.gradient(x_adv)
-    if momentum is not None:
-        slope = momentum.mul_(decay).add_(gradient._normalised(slope))
-    for following, together in BRANCHES(x_adv, x, STEEPEST(slope, norm), courses, done + 1, norm):
-        yield from momentum_in_place(victim, x, following, momentum, together, done + 1, norm, decay)
+    branch: gradient._Branch, slope: Tensor, x: Tensor, done: int, norm: Norm, decay: float | None
+) -> Iterator[gradient._Branch]:
+    if branch.momentum is not None:
+        slope = branch.momentum.mul_(decay).add_(gradient._normalised(slope))
+    for x_adv, together in BRANCHES(branch.x_adv, x, STEEPEST(slope, norm), branch.courses, done, norm):
+        yield gradient._Branch(x_adv, branch.momentum, together)
+
+
+@replaces(Victim, "gradients", "stacking")
+def stacked_in_another_order(self: Victim, points: Sequence[Tensor]) -> Iterator[Tensor]:
+    return GRADIENTS(self, points[::-1] if self.stack > 1 else points)
+
+
+@replaces(Victim, "_settle", "stacking")
+def labels_of_other_examples(self: Victim, logits: Tensor) -> Tensor:
+    found = SETTLE(self, logits)
+    return self.labels.repeat_interleave(len(found) // len(self.labels))
+
+
+@replaces(Victim, "gradients", "stacking")
+def never_stacked(self: Victim, points: Sequence[Tensor]) -> Iterator[Tensor]:
+    return map(self.gradient, points)
 
 
 # ---- random starts, restarts and baselines ---------------------------------------------------------------
@@ -626,7 +636,7 @@ def start_outside_the_range(
     victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: int, seed: Sequence[int]
 ) -> Tensor:
     start = x + (course.eps or 0) * POINT(x, norm, [*seed, 0])
-    return next(WALK(victim, x, start, None, [course], 0, norm, None))[1]
+    return next(WALK(victim, x, start, [course], norm, None))[1]
 
 
 @replaces(engine, "restarted", "more_restarts_never_find_less", "worst_restart_is_kept")
@@ -718,7 +728,7 @@ def crash_counts_as_robust(
 ) -> Crafted:
     try:
         yield from CRAFT(name, victim, x, courses, norm, restarts, decay, seed)
-    except Exception:
+    except RuntimeError:
         for course in courses:
             yield course, x
 

@@ -48,8 +48,15 @@ def step(x_adv: Tensor, x: Tensor, direction: Tensor, eps: float, length: float,
 def lengths(perturbation: Tensor, norm: Norm) -> Tensor:
     """The length [B] of perturbations [B, ...]."""
     if norm == "linf":
-        return perturbation.abs().amax(_each(perturbation))
+        low, high = extremes(perturbation)
+        return torch.maximum(-low, high)
     return perturbation.flatten(1).square().sum(dim=1).sqrt()
+
+
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest element [B] of each example of x [B, ...]; NaN if one is."""
+    # Not by aminmax of what is flattened: channels-last inputs would be copied for it.
+    return x.amin(_each(x)), x.amax(_each(x))
 
 
 def longest(x: Tensor, norm: Norm) -> float:

@@ -5,6 +5,7 @@ with steps of one length they go on together until the projection onto the small
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -32,8 +33,7 @@ def ascend(
         (course, adversarial inputs [B, ...]), smaller budgets first where budgets share gradients; a tensor may be
         yielded twice.
     """
-    momentum = None if decay is None else torch.zeros_like(x)
-    yield from _walk(victim, x, x, momentum, list(courses), 0, norm, decay)
+    yield from _walk(victim, x, x, courses, norm, decay)
 
 
 def restarted(victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: int, seed: Sequence[int]) -> Tensor:
@@ -49,7 +49,7 @@ def restarted(victim: Victim, x: Tensor, course: Course, norm: Norm, restarts: i
 def from_start(victim: Victim, x: Tensor, offset: Tensor, course: Course, norm: Norm) -> Tensor:
     """I-FGSM from another point of the ball: the offset [B, ...], in a ball of radius 1, times the budget."""
     eps = course.eps or 0
-    return next(_walk(victim, x, step(x, x, offset, eps, eps, norm), None, [course], 0, norm, None))[1]
+    return next(_walk(victim, x, step(x, x, offset, eps, eps, norm), [course], norm, None))[1]
 
 
 def baseline(
@@ -62,34 +62,43 @@ def baseline(
     return _worst(victim, drawn, restarts)
 
 
+@dataclass(frozen=True)
+class _Branch:
+    """The courses that have come to one point together, and the momentum with which they arrived."""
+
+    x_adv: Tensor
+    momentum: Tensor | None
+    courses: list[Course]
+
+
 def _walk(
-    victim: Victim,
-    x: Tensor,
-    x_adv: Tensor,
-    momentum: Tensor | None,
-    courses: list[Course],
-    done: int,
-    norm: Norm,
-    decay: float | None,
+    victim: Victim, x: Tensor, start: Tensor, courses: Sequence[Course], norm: Norm, decay: float | None
 ) -> Iterator[tuple[Course, Tensor]]:
-    """All courses that have come to x_adv together in ``done`` steps, to their ends."""
+    """All courses from one point to their ends, in step."""
+    momentum = None if decay is None else torch.zeros_like(x)
+    branches, done = [_Branch(start, momentum, list(courses))], 0
     while True:
-        for course in courses:
-            if course.steps == done:
-                yield course, x_adv
-        courses = [course for course in courses if course.steps > done]
-        if not courses:
+        yield from ((course, one.x_adv) for one in branches for course in one.courses if course.steps == done)
+        left = [(one, [course for course in one.courses if course.steps > done]) for one in branches]
+        branches = [replace(one, courses=further) for one, further in left if further]
+        if not branches:
             return
-        slope = victim.gradient(x_adv)
+        slopes = victim.gradients([one.x_adv for one in branches])
         done += 1
-        if momentum is not None and decay is not None:
-            momentum = decay * momentum + _normalised(slope)
-            slope = momentum
-        branches = _branches(x_adv, x, steepest(slope, norm), courses, done, norm)
-        x_adv, courses = next(branches)
-        for following in branches:
-            yield from _walk(victim, x, x_adv, momentum, courses, done, norm, decay)
-            x_adv, courses = following
+        branches = [
+            following
+            for one, slope in zip(branches, slopes, strict=True)
+            for following in _onward(one, slope, x, done, norm, decay)
+        ]
+
+
+def _onward(branch: _Branch, slope: Tensor, x: Tensor, done: int, norm: Norm, decay: float | None) -> Iterator[_Branch]:
+    """Where a branch is after its step number ``done``."""
+    momentum = None
+    if branch.momentum is not None and decay is not None:
+        momentum = slope = decay * branch.momentum + _normalised(slope)
+    for x_adv, together in _branches(branch.x_adv, x, steepest(slope, norm), branch.courses, done, norm):
+        yield _Branch(x_adv, momentum, together)
 
 
 def _branches(

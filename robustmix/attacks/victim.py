@@ -1,11 +1,12 @@
 """A model under attack: in eval mode, its parameters frozen, and left exactly as it was found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from robustmix.attacks.geometry import extremes
 from robustmix.attacks.losses import loss_named, margin
 from robustmix.errors import EvaluationError
 
@@ -43,28 +44,46 @@ class Victim:
         labels: int64 [B]; None for those that the model predicts where it is first looked at.
         loss: name of the loss that is ascended.
         trusted: whether somebody has made sure that the labels are classes of the model.
+        stack: points that may share a pass of the model where gradients are taken at several. Faster where batches are
+            small; a result may then differ in its last bits from that of a pass of its own.
 
     Attributes:
         labels: int64 [B]; None as long as no gradient has been taken.
         finite: bool [B], whether every gradient so far and its logits were; None before the first.
+        logits: float32 [B, K], where the first gradient was taken.
         gap: float32 [B], the label's logit minus the largest other, where the first gradient was taken.
         saturated: bool [B], whether the label's probability was exactly 1 there, in float32.
         zero_gradient: bool [B], whether the first gradient was exactly zero in every element.
     """
 
-    def __init__(self, model: nn.Module, labels: Tensor | None, loss: str, *, trusted: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, labels: Tensor | None, loss: str, *, trusted: bool = False, stack: int = 1
+    ) -> None:
         self.model = model
         with torch.inference_mode(False):
             # What was made in a caller's inference mode cannot take part in a graph; a copy can.
             self.labels = labels.clone() if labels is not None and labels.is_inference() else labels
         self.trusted = trusted or labels is None
+        self.stack = stack
         self.finite: Tensor | None = None
-        self.gap = self.saturated = self.zero_gradient = torch.empty(0)
+        self.logits = self.gap = self.saturated = self.zero_gradient = torch.empty(0)
         self._loss = loss_named(loss)
         self._loss_name = loss
 
+    def gradients(self, points: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The gradient at each of several points [B, ...], as `gradient` gives it.
+
+        To be used before the next one is asked for, whose pass may reuse the memory of a compiled network's results.
+        """
+        for first in range(0, len(points), self.stack):
+            together = list(points[first : first + self.stack])
+            x = torch.cat(together) if len(together) > 1 else together[0]
+            yield from self.gradient(x).chunk(len(together))
+
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient of the summed loss with respect to the inputs [B, ...], each example's own.
+
+        Several points of the batch may follow each other in x [k x B, ...].
 
         Summed, not averaged, so that it neither depends on the batch size nor underflows because of it.
         """
@@ -83,10 +102,11 @@ class Victim:
                     "rounds; make it differentiable, or attack it with square or hopskipjump"
                 )
         # Not every loss passes a NaN logit on to its gradient. Minus infinity is how a model rules a class out.
-        finite = gradient.isfinite().flatten(1).all(dim=1) & (logits.detach().amax(dim=1) < torch.inf)
+        # By the extremes, which pass a NaN on: a look at each element by itself would take as long as a step.
+        low, high = extremes(gradient)
         if not len(self.gap):
-            self._observe(logits.detach().float(), labels, gradient)
-        self._note(finite)
+            self._observe(logits.detach().float(), labels, (low == 0) & (high == 0))
+        self._note(low.isfinite() & high.isfinite() & (logits.detach().amax(dim=1) < torch.inf))
         return gradient
 
     def margin(self, x: Tensor) -> Tensor:
@@ -108,6 +128,8 @@ class Victim:
             raise EvaluationError(not_finite(~self.finite))
 
     def _note(self, finite: Tensor) -> None:
+        assert self.labels is not None
+        finite = finite.view(-1, len(self.labels)).all(dim=0) if len(self.labels) else finite
         self.finite = finite if self.finite is None else self.finite & finite
 
     def _settle(self, logits: Tensor) -> Tensor:
@@ -125,12 +147,15 @@ class Victim:
                     f"labels run from {low} to {high}, but the model tells {logits.shape[1]} classes apart"
                 )
             self.trusted = True
-        return self.labels
+        points = len(logits) // max(len(self.labels), 1)
+        return self.labels.repeat(points) if points > 1 else self.labels
 
-    def _observe(self, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
+    def _observe(self, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+        # A copy: compiled networks may reuse the memory of their outputs.
+        self.logits = logits.clone()
         self.gap = -margin(logits, labels)
         self.saturated = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1) == 1
-        self.zero_gradient = ~gradient.flatten(1).any(dim=1)
+        self.zero_gradient = zero_gradient
 
 
 def not_finite(bad: Tensor) -> str:

@@ -54,7 +54,8 @@ class How:
         seed: Of random starts, baselines and other libraries' attacks [default: 0].
         precision: Of the passes that craft; scoring is always in float32 [default: 32].
         impl: Whose fgsm, ifgsm and pgd [default: robustmix].
-        compile: Compile the models: faster after half a minute, and a few signs may flip.
+        compile: Compile the models (on a GPU as CUDA graphs) and let budgets share small passes: faster after half a
+            minute, and a few signs may flip.
     """
 
     eps: Annotated[list[str] | None, Several] = None

@@ -133,7 +133,7 @@ class AttackSpec(Spec):
         seed: of random starts, baselines and foreign attacks.
         precision: of the attack's forward and backward passes; scoring is always in float32.
         impl: whose implementation of ``fgsm``, ``ifgsm`` and ``pgd``.
-        compiled: whether the models are compiled, which may flip a few signs.
+        compiled: whether the models are compiled and budgets share small passes, which may flip a few signs.
     """
 
     name: Attack

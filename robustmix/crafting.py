@@ -1,0 +1,143 @@
+"""A unit's attack on one batch, its passes counted."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from robustmix.attacks import Victim, craft
+from robustmix.attacks.foreign import craft_by_peer, craft_foreign
+from robustmix.device import autocast
+from robustmix.errors import EvaluationError
+from robustmix.spec.attack import FOREIGN, AttackSpec, Course
+from robustmix.spec.names import Precision
+from robustmix.store.cells import GAP_QUANTILES
+from robustmix.units import to_pixels
+from robustmix.work import CLEAN, Unit
+
+# What is recorded of the source in every batch, in this order.
+STATE: Final = (*(f"gap {quantile:g}" for quantile in GAP_QUANTILES), "saturated", "zero_gradient", "bad", "first_bad")
+
+# Budgets share passes of fewer pixels than this if a network is compiled: starting the operations takes as long as
+# computing them. Measured on a CPU; of a GPU it is what one computes while it starts a residual network's operations.
+SMALL_PASS: Final = {"cpu": 2**13}
+SMALL_PASS_ON_GPU: Final = 2**18
+
+
+class Counted(nn.Module):
+    """A model that counts the examples of its passes, in a precision; its logits are float32."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = self.backwards = 0
+        self._device, self._precision = device, precision
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs [B, ...] to float32 logits [B, K]."""
+        self.forwards += len(x)
+        with autocast(self._device, self._precision):
+            logits: Tensor = self.model(x)
+        logits = logits.float()
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, slope: Tensor) -> None:
+        self.backwards += len(slope)
+
+
+class Crafting:
+    """A unit's attack on one batch."""
+
+    def __init__(
+        self, unit: Unit, source: nn.Module | None, exact: nn.Module | None, x: Tensor, y: Tensor, number: int
+    ) -> None:
+        self.unit, self.source, self.exact, self.x, self.y, self.number = unit, source, exact, x, y, number
+        self.seed = [unit.attack.seed if unit.attack else 0, number]
+        self.victim: Victim | None = None
+        small = SMALL_PASS.get(x.device.type, SMALL_PASS_ON_GPU)
+        # Only of compiled networks, whose cells are marked as rounded in another way.
+        self.stack = max(1, small // max(1, x.numel() // x.shape[1])) if unit.compiled else 1
+
+    def groups(self) -> Iterator[dict[Course, Tensor]]:
+        """Inputs by course for every missing budget, those together that share a pass of the targets."""
+        crafted = self._crafted()
+        while group := dict(islice(crafted, self.stack)):
+            yield group
+
+    def _crafted(self) -> Iterator[tuple[Course, Tensor]]:
+        """(course, inputs) for every missing budget; the inputs themselves for clean predictions."""
+        attack, source, courses = self.unit.attack, self.source, self.unit.courses
+        if attack is None or source is None:
+            yield CLEAN, self.x
+        elif attack.name in FOREIGN or attack.impl != "robustmix":
+            labels = self._labels(attack)
+            for course in courses:
+                yield course, self._foreign(attack, source, labels, course)
+        else:
+            # In float32 the first gradient's own pass predicts the labels; bf16 might predict others.
+            own = attack.labels == "predicted" and attack.precision == "32"
+            frozen_labels = None if own else self._labels(attack)
+            self.victim = Victim(source, frozen_labels, attack.loss, trusted=True, stack=self.stack)
+            lengths_of = {_pixels(course): course for course in courses}
+            decay = attack.options.get("decay", 0.0)
+            crafted = craft(
+                attack.name, self.victim, self.x, list(lengths_of), attack.metric, attack.restarts, decay, self.seed
+            )
+            for course, x_adv in crafted:
+                yield lengths_of[course], x_adv
+
+    def state(self) -> list[Tensor]:
+        """What the passes of an attack of ours showed, float64 [`STATE`]; NaN for what only a gradient shows."""
+        victim = self.victim
+        if victim is None or victim.finite is None:
+            return []
+        bad = ~victim.finite
+        found = torch.stack([bad.sum().double(), bad.int().argmax().double()])
+        if not len(victim.gap):
+            return [torch.cat([torch.full_like(found[:1], torch.nan).expand(len(STATE) - len(found)), found])]
+        levels = torch.tensor(GAP_QUANTILES, device=bad.device)
+        # By lower neighbours, which unlike interpolation stay numbers where a gap is infinite.
+        gaps = victim.gap.quantile(levels, interpolation="lower")
+        shares = [part.double().mean() for part in (victim.saturated, victim.zero_gradient)]
+        return [torch.cat([gaps.double(), torch.stack(shares), found])]
+
+    def _labels(self, attack: AttackSpec) -> Tensor:
+        if attack.labels == "true" or self.exact is None:
+            return self.y
+        with torch.no_grad():
+            logits: Tensor = self.exact(self.x)
+            return logits.argmax(dim=1)
+
+    def _foreign(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
+        try:
+            return self._by_library(attack, source, labels, course)
+        except EvaluationError as error:
+            raise EvaluationError(f"{self.unit.title}: in batch {self.number}: {error}") from None
+
+    def _by_library(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
+        at = _pixels(course)
+        classes = self._classes()
+        if attack.impl != "robustmix":
+            assert at.eps is not None
+            return craft_by_peer(
+                attack.impl, attack.name, source, self.x, labels, at.eps,
+                steps=at.steps, length=at.step, seed=self.seed,
+            )  # fmt: skip
+        return craft_foreign(
+            attack.name, source, self.x, labels, at.eps,
+            norm=attack.metric, steps=at.steps, options=attack.options, classes=classes, seed=self.seed,
+        )  # fmt: skip
+
+    def _classes(self) -> int:
+        assert self.unit.source is not None
+        classes = self.unit.source.classes
+        return classes if isinstance(classes, int) else len(classes)
+
+
+def _pixels(course: Course) -> Course:
+    return Course(None if course.eps is None else to_pixels(course.eps), course.steps, to_pixels(course.step))
