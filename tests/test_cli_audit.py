@@ -1,9 +1,11 @@
 """``robustmix audit`` and the audit of ``robustmix run``, as they are typed."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny import run
 
 from robustmix.cli.audit import print_audits
 from robustmix.errors import EvaluationError
@@ -140,6 +142,35 @@ def test_run_audits_what_its_suite_names(place: Path, call: "Call") -> None:
     assert records[0].command == "robustmix audit --target 'erm*' --data digits --limit 12 --eps 24"
     assert "audit of erm2: 12 examples" in done.out
     assert "report: " in done.out
+
+
+WITHOUT_TORCHATTACKS = """
+from importlib import util
+find_spec = util.find_spec
+util.find_spec = lambda name, *package: None if name == "torchattacks" else find_spec(name, *package)
+"""
+
+
+@pytest.mark.slow
+def test_processes_audit_as_one_does_also_where_an_optional_library_is_missing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCHATTACKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    records = {}
+    for devices in (1, 2):
+        folder = tmp_path / f"{devices}"
+        folder.mkdir()
+        (folder / "runs").symlink_to(tiny / "runs")
+        (folder / "s.toml").write_text(SUITE.format(audit='"erm1"'))
+        done = run("run", "s.toml", "--device", "cpu", "--devices", str(devices), cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("audit of erm1: 12 examples") == 1, "the first process speaks for all"
+        (records[devices],) = read_audits(folder / "results" / "audits")
+    assert records[1] == records[2]
+    (square,) = [test for test in records[1].tests if test.name == "square"]
+    assert square.verdict == "not run"
+    assert "pip install 'robustmix[attacks]'" in square.measured + square.meaning
 
 
 def test_page_is_there_before_the_audit_which_may_be_stopped(
