@@ -11,7 +11,7 @@ from robustmix.attacks import Victim, craft
 from robustmix.attacks.foreign import craft_by_peer, craft_foreign
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
-from robustmix.spec.attack import FOREIGN, AttackSpec, Course
+from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.names import Precision
 from robustmix.store.cells import GAP_QUANTILES
 from robustmix.units import to_pixels
@@ -74,7 +74,7 @@ class Crafting:
         attack, source, courses = self.unit.attack, self.source, self.unit.courses
         if attack is None or source is None:
             yield CLEAN, self.x
-        elif attack.name in FOREIGN or attack.impl != "robustmix":
+        elif not attack.native:
             labels = self._labels(attack)
             for course in courses:
                 yield course, self._foreign(attack, source, labels, course)

@@ -77,13 +77,15 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return context
 
 
-def compile_for(device: torch.device, model: nn.Module) -> nn.Module:
-    """The model by ``torch.compile``, on a GPU with its operations started together, as CUDA graphs.
+def compile_network(model: nn.Module, *, graphs: bool) -> nn.Module:
+    """The model by ``torch.compile``.
 
-    The memory of what a graph returns, outputs and gradients, is used again by the next pass.
+    Args:
+        model: on its device.
+        graphs: let a GPU start its operations together, as CUDA graphs. The memory of what it returns, outputs and
+            gradients, is then used again by the next pass.
     """
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return cast(nn.Module, torch.compile(model, mode=mode))
+    return cast(nn.Module, torch.compile(model, mode="reduce-overhead" if graphs else "default"))
 
 
 def synchronize(device: torch.device) -> None:

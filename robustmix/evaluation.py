@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import compile_for, describe_device, is_out_of_memory, memory_hint, synchronize
+from robustmix.device import compile_network, describe_device, is_out_of_memory, memory_hint, synchronize
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
 from robustmix.launching import launch
@@ -144,7 +144,7 @@ class _Job:
     def __init__(self, plan: Plan, place: Workspace, team: Team) -> None:
         self.plan, self.place, self.team = plan, place, team
         self.inputs: Split = plan.inputs.to(team.device)
-        self._models: dict[tuple[str, bool], nn.Module] = {}
+        self._models: dict[tuple[str, bool, bool], nn.Module] = {}
 
     def check_strangers(self) -> None:
         """Look at other people's models before anything is computed, not when their turn comes."""
@@ -216,7 +216,9 @@ class _Job:
         keep: Keep | None = images.keep if images else None
 
         def load(one: Participant) -> nn.Module:
-            return self._model(one, compiled=unit.compiled)
+            # Other libraries keep what the passes return, whose memory graphs use again.
+            graphs = team.device.type == "cuda" and (unit.attack is None or unit.attack.native)
+            return self._model(one, compiled=unit.compiled, graphs=graphs)
 
         try:
             shard, numbers = batches[team.rank :: team.size], range(team.rank, len(batches), team.size)
@@ -229,11 +231,11 @@ class _Job:
             torch.cuda.empty_cache()
         return None
 
-    def _model(self, one: Participant, *, compiled: bool) -> nn.Module:
-        key = one.digest, compiled
+    def _model(self, one: Participant, *, compiled: bool, graphs: bool = False) -> nn.Module:
+        key = one.digest, compiled, compiled and graphs
         if key not in self._models:
             if compiled:
-                self._models[key] = compile_for(self.team.device, self._model(one, compiled=False))
+                self._models[key] = compile_network(self._model(one, compiled=False), graphs=graphs)
             else:
                 model = one.load().to(self.team.device).eval().requires_grad_(False)
                 if one.run is None:

@@ -1,7 +1,6 @@
 """The transfer matrix of models and tensors in memory; no workspace, nothing written."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.attacks.foreign import check_installed
+from robustmix.attacks.geometry import longest
+from robustmix.attacks.losses import loss_named
 from robustmix.attacks.victim import frozen
 from robustmix.data import TensorSplit
 from robustmix.device import describe_device, exact_float32, is_out_of_memory
@@ -60,7 +61,7 @@ def transfer_matrix(
         step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
         loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budgets, ``linf`` or ``l2``.
-        batch_size: examples per batch; halved where memory runs out.
+        batch_size: examples per batch; halved for all cells where memory runs out, so that all can be compared.
         targets: that are scored, by name; the models if not given. A target that is one of the models is attacked in
             the white box.
         precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
@@ -73,17 +74,16 @@ def transfer_matrix(
         SpecError: an attack or loss is unknown, a length unusable, or a name stands for two models.
         EvaluationError: a model does not fit the labels, or a measurement would be wrong.
     """
+    _check_arguments(models, targets, attacks, eps, batch_size)
     scored = dict(models if targets is None else targets)
     everyone = {**models, **scored}
     if strange := [name for name in models if everyone[name] is not models[name]]:
         raise SpecError(f"{strange[0]!r} names one model among the models and another among the targets")
-    if not models or not scored:
-        raise SpecError("there is no model to attack" if not models else "there is no target to score")
-    if batch_size < 1:
-        raise SpecError(f"batch_size={batch_size!r} must be at least 1")
-    specs = _specs(attacks, eps, steps, step_size, {"loss": loss, "norm": norm, "precision": precision})
-    check_installed([spec.name for spec in specs])
     split, device = in_memory(everyone, inputs, labels)
+    loss_named(loss)
+    given: dict[str, object] = {"loss": loss, "norm": norm, "precision": precision}
+    specs = _specs(attacks, eps, steps, step_size, given, longest(split.images, norm))
+    check_installed([spec.name for spec in specs])
     participants = {}
     for name, model in everyone.items():
         participants[name] = one = present(name, model, split, device)
@@ -95,9 +95,10 @@ def transfer_matrix(
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
     on_device = split.to(device)
     for size in halved(batch_size):
-        units = _units(crafting, specs, goals, size)
+        halved_from = batch_size if size < batch_size else None
         try:
-            cells = [cell for unit in units for cell in measured_cells(unit, on_device, device)]
+            units = _units(crafting, specs, goals, size)
+            cells = [cell for unit in units for cell in measured_cells(unit, on_device, device, halved_from)]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -105,6 +106,33 @@ def transfer_matrix(
         else:
             return results_table(cells, participants.values())
     raise EvaluationError("memory ran out with a single example")
+
+
+def _check_arguments(
+    models: Mapping[str, nn.Module],
+    targets: Mapping[str, nn.Module] | None,
+    attacks: Sequence[str],
+    eps: Sequence[float],
+    batch_size: int,
+) -> None:
+    """Refuse what would otherwise end in somebody else's words.
+
+    Raises:
+        SpecError: an argument is of another kind.
+    """
+    for what, group in (("models", models), ("targets", models if targets is None else targets)):
+        if not isinstance(group, Mapping):
+            raise SpecError(f"{what} must be a dictionary of models by name; got {type(group).__name__}")
+        if not group:
+            raise SpecError("there is no model to attack" if what == "models" else "there is no target to score")
+        for name, model in group.items():
+            if not isinstance(model, nn.Module):
+                raise SpecError(f"{what}[{name!r}] must be a torch.nn.Module; got {type(model).__name__}")
+    for what, several in (("attacks", attacks), ("eps", eps)):
+        if isinstance(several, str) or not isinstance(several, Sequence):
+            raise SpecError(f"{what} must be a sequence, such as a tuple; got {several!r}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SpecError(f"batch_size={batch_size!r} must be a whole number of at least 1")
 
 
 def in_memory(
@@ -153,11 +181,11 @@ def _specs(
     steps: int,
     step_size: float | None,
     given: dict[str, object],
+    most: float,
 ) -> list[AttackSpec]:
-    longest = math.inf if given["norm"] == "l2" else 1.0
-    given |= {"eps": [_in_units(check_length(length, "eps", longest)) for length in eps], "steps": steps}
+    given |= {"eps": [_in_units(check_length(length, "eps", most)) for length in eps], "steps": steps}
     if step_size is not None:
-        given["step"] = _in_units(check_length(step_size, "step_size", longest))
+        given["step"] = _in_units(check_length(step_size, "step_size", most))
     specs = []
     for name in map(known_attack, attacks):
         # Steps and norm are meant for our own; what looks for the smallest perturbation has its own defaults.
@@ -228,13 +256,14 @@ def _units(
     return [*units, replace(clean, cells=tuple(alone))] if alone else units
 
 
-def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list[Cell]:
+def measured_cells(unit: Unit, split: TensorSplit, device: torch.device, halved_from: int | None = None) -> list[Cell]:
     """Compute all cells of a unit.
 
     Args:
         unit: of participants whose models are in memory.
         split: the examples, on the device.
         device: to compute on.
+        halved_from: the batch size that did not fit into memory.
 
     Raises:
         EvaluationError: a measurement would be wrong.
@@ -261,6 +290,7 @@ def measured_cells(unit: Unit, split: TensorSplit, device: torch.device) -> list
             backward=0 if along else measured.backward / len(split),
             batches=() if along else batch_states(measured.states),
             unit_seconds=0,
+            halved_from=halved_from,
             device=describe_device(device),
             torch=torch.__version__,
             robustmix=__version__,

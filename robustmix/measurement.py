@@ -88,7 +88,8 @@ def measure(
     precision: Precision = unit.attack.precision if unit.attack else "32"
     source = Counted(load(unit.source), device, precision) if unit.source else None
     exact = source if precision == "32" or unit.source is None else Counted(load(unit.source), device, "32")
-    targets = {one.digest: Counted(load(one), device, "32") for one in {cell.target for cell in unit.cells}}
+    scored = dict.fromkeys(cell.target for cell in unit.cells)
+    targets = {one.digest: Counted(load(one), device, "32") for one in scored}
     # More processes than batches leave some without any.
     nothing = torch.empty(len(COLUMNS), 0, dtype=torch.float64, device=device)
     records = {cell.identity.key(): [nothing] for cell in unit.cells}

@@ -1,5 +1,6 @@
 """What a suite asks for, and what of it is missing in the workspace."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def make_plan(
     }
     for one in everyone.values():
         _check_fit(one, data)
+    _check_lengths(suite, data)
     inputs = data.test.first(suite.limit)
     _warn(suite, data, inputs)
 
@@ -182,6 +184,18 @@ def _check_fit(one: Participant, data: Dataset) -> None:
         say(f"warning: {what} calls its classes {_few(one.classes)}, {data.spec} {_few(data.classes)}")
     if one.shape is not None and one.shape != data.shape:
         raise EvaluationError(f"{what} takes images {list(one.shape)}, {data.spec} has {list(data.shape)}{way_out}")
+
+
+def _check_lengths(suite: Suite, data: Dataset) -> None:
+    """Refuse budgets in L2 that no perturbation of these images can have."""
+    longest = GREY_LEVELS * math.sqrt(math.prod(data.shape))
+    for spec in suite.attack:
+        for course in spec.courses(data.like) if spec.metric == "l2" else ():
+            if course.eps is not None and course.eps > longest:
+                raise SpecError(
+                    f"budget {format_budget(course.eps)}/255 in l2 is longer than any perturbation of images "
+                    f"{list(data.shape)} within the pixel range, {format_budget(round(longest, 1))}/255"
+                )
 
 
 def _few(names: Sequence[str]) -> str:

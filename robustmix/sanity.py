@@ -103,7 +103,7 @@ def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple
                 f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
             )
             return found, None
-        few = x[:CHUNK]
+        few = x[:CHUNK].clone()
         logits = _logits(model, few)
         if logits.shape[1] != classes:
             found["classes"] = (
@@ -111,7 +111,12 @@ def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple
                 "classes, or select their logits in a FILE.py:FACTORY"
             )
             return found, None
-        if _differ(_logits(model, few), logits):
+        if not torch.equal(few, x[: len(few)]):
+            found["repeat"] = (
+                f"{name} changes the images that it is given, which others are to see as well: let it work on a copy, "
+                "without operations in place on its input"
+            )
+        elif _differ(_logits(model, few), logits):
             found["repeat"] = (
                 f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
                 "mode, as functional dropout with training=self.training"
@@ -127,8 +132,11 @@ def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple
         found["finite"] = (
             f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
         )
-    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
-        found["probabilities"] = f"{name} gives probabilities, which spoil gradients: return logits, drop the softmax"
+    if bool(((logits >= 0) & (logits <= 1)).all()):
+        found["probabilities"] = (
+            f"{name} gives probabilities (nothing outside [0, 1]), which spoil gradients: return logits, drop the "
+            "softmax or sigmoid"
+        )
     return found, logits
 
 

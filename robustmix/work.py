@@ -68,7 +68,7 @@ class Unit:
         Not where the attack starts at random, in bf16, which might predict other classes, or in another library.
         """
         attack = self.attack
-        if attack is None or attack.impl != "robustmix" or attack.precision != "32":
+        if attack is None or not attack.native or attack.precision != "32":
             return False
         return "loss" in takes(attack.name) and "restarts" not in takes(attack.name)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Reusing
 from torch import Tensor, nn
 
 from robustmix import AttackSpec, attacks
@@ -960,6 +961,28 @@ def test_works_where_the_caller_has_switched_gradients_off(
         assert torch.equal(attack(model, x.clone(), y.clone(), EPS), expected)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fgsm", "ifgsm", "mifgsm", "pgd"])
+def test_networks_may_use_the_memory_of_their_results_again(name: str, norm: Norm) -> None:
+    """As those do that run as CUDA graphs: outputs and gradients hold until the next pass."""
+    model, (x, y) = convnet().float(), digits()
+    reusing, x, eps = Reusing(model), x.float(), [0.02, 0.06, 0.1]
+    for options in ({"restarts": 2},) if name == "pgd" else ({}, {"step_size": 0.03}):
+        expected = attacks.sweep(name, model, x, y, eps, 4, norm=norm, **options)
+        found = attacks.sweep(name, reusing, x, y, eps, 4, norm=norm, **options)
+        assert all(torch.equal(one[1], other[1]) for one, other in zip(found, expected, strict=True))
+    courses = [Course(one, 4, one / 4) for one in eps]
+    victims = [Victim(one, y, "ce", stack=2) for one in (model, reusing)]
+    results = []
+    for victim in victims:
+        results.append([])
+        for _, x_adv in engine.craft(name, victim, x, courses, norm):
+            with torch.no_grad():
+                results[-1].append(victim.model(x_adv).clone())
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert torch.equal(victims[0].logits, victims[1].logits)
+
+
 @pytest.mark.parametrize("name", engine.NATIVE)
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_labels_may_be_predicted_in_inference_mode(name: AttackName, inside: bool) -> None:
@@ -1021,7 +1044,7 @@ def test_budget_in_other_units_is_refused(eps: float, message: str) -> None:
         (10, 2.0, r"step_size=2.0 .* pixel units"),
         (10, -0.1, "at least 0"),
         (10, float("nan"), "finite"),
-        (0, None, "steps=0 must be finite and at least 1"),
+        (0, None, "steps=0 must be a whole number of at least 1"),
         (-3, None, "steps=-3"),
     ],
 )
@@ -1038,8 +1061,10 @@ def test_steps_that_cannot_be_taken_are_refused(steps: int, step_size: float | N
         ({"decay": -0.1}, "decay=-0.1 must be finite and at least 0"),
         ({"decay": float("nan")}, "decay=nan"),
         ({"decay": float("inf")}, "decay=inf"),
-        ({"restarts": 0}, "restarts=0 must be finite and at least 1"),
-        ({"seed": -1}, "seed=-1 must be finite and at least 0"),
+        ({"restarts": 0}, "restarts=0 must be a whole number of at least 1"),
+        ({"restarts": 1.5}, "restarts=1.5 must be a whole number"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
         ({"loss": "cw"}, "unknown loss 'cw'"),
         ({"norm": "l2", "step_size": 4.01}, "step_size=4.01 is longer than any perturbation .*(4)"),
     ],

@@ -9,7 +9,7 @@ import torch
 from tiny import environment
 
 from robustmix import launching
-from robustmix.device import compile_for, is_out_of_memory, memory_hint, pick_device
+from robustmix.device import is_out_of_memory, memory_hint, pick_device
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.launching import launch
 from robustmix.team import Team
@@ -241,11 +241,3 @@ def test_machines_are_counted_by_the_variables_of_each(monkeypatch: pytest.Monke
         "LOCAL_WORLD_SIZE": "1",
         "ROBUSTMIX_LEADER": str(os.getpid()),
     }
-
-
-def test_compiled_networks_run_as_cuda_graphs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model, *, mode: asked.append(mode) or model)
-    network = torch.nn.Linear(2, 2)
-    assert compile_for(torch.device("cuda", 1), network) is compile_for(torch.device("cpu"), network) is network
-    assert asked == ["reduce-overhead", "default"]

@@ -177,6 +177,16 @@ def test_square_breaks_only_what_a_linear_model_loses(norm: Norm) -> None:
     assert int(wrong.sum()) >= 0.9 * int(lost.sum())
 
 
+def test_cw_that_finds_nothing_leaves_an_image_as_it_is() -> None:
+    """foolbox would give back a black one, which may well be of another class."""
+    model, x, y, _ = linear(5)
+    black = model(torch.zeros_like(x)).argmax(1)
+    x_adv = craft("cw", model, x, y, norm="l2", steps=1)
+    left = model(x_adv).argmax(1) == y
+    assert (left & (black != y)).any(), "the test needs an image for which black is another class"
+    assert torch.equal(x_adv[left], x[left])
+
+
 @pytest.mark.parametrize(
     ("name", "norm", "classes", "above"),
     [

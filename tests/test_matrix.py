@@ -201,7 +201,7 @@ def test_models_are_left_as_found(images: tuple[Tensor, Tensor]) -> None:
 def test_models_are_left_as_found_when_an_attack_fails(images: tuple[Tensor, Tensor]) -> None:
     class Breaks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1)[:, 20:30].sqrt()
+            return 3 * x.flatten(1)[:, 20:30].sqrt() - 1
 
     network = Breaks()
     with pytest.raises(EvaluationError, match=r"fgsm from net: in batch 0 the gradient of \d+ examples is NaN"):
@@ -243,20 +243,25 @@ def test_clean_predictions_come_with_the_first_gradient(
 
 
 class Flat(nn.Module):
-    """Logits: some of the pixels."""
+    """Logits: some of the pixels, spread."""
 
     def __init__(self, count: int = 10) -> None:
         super().__init__()
         self.count = count
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, 20 : 20 + self.count]
+        return 3 * x.flatten(1)[:, 20 : 20 + self.count] - 1
 
 
 class Rounding(Flat):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return super().forward((255 * x).round() / 255)
+
+
+class InPlace(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2).round_().div_(2))
 
 
 class Hungry(Flat):
@@ -295,7 +300,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
         r"2 steps of 1/255 reach only 2/255, not the budget 4/255",
     ),
     "an unknown attack": ({"attacks": ("fgsn",)}, SpecError, r"unknown attack 'fgsn' \(did you mean 'fgsm'\?\)"),
-    "an unknown loss": ({"loss": "cross"}, SpecError, r"'cross'.*'logodds'"),
+    "an unknown loss": ({"loss": "cross"}, SpecError, "unknown loss 'cross'; choose from ce, dlr, logodds"),
     "an unknown norm": ({"norm": "l1"}, SpecError, r"'l1'.*'l2'"),
     "normalised inputs": (
         {"inputs": (X - 0.5) / 0.5},
@@ -307,7 +312,20 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
     "whole numbers": ({"inputs": (X * 255).long()}, DataError, r"got torch.int64"),
     "no logits": ({"models": {"net": Pair()}}, EvaluationError, r"'net' returns tuple, not logits \[B, K\]"),
     "features": ({"models": {"net": nn.Identity()}}, EvaluationError, r"returns \[2, 1, 8, 8\], not logits"),
-    "no batch": ({"batch_size": 0}, SpecError, "batch_size=0 must be at least 1"),
+    "no batch": ({"batch_size": 0}, SpecError, "batch_size=0 must be a whole number of at least 1"),
+    "half a batch": ({"batch_size": 2.5}, SpecError, "batch_size=2.5 must be a whole number"),
+    "changed images": (
+        {"targets": {"here": InPlace(), "net": GOOD["models"]["net"]}},
+        EvaluationError,
+        r"'here' changes the images that it is given, .* without operations in place",
+    ),
+    "one budget": ({"eps": 4 / 255}, SpecError, r"eps must be a sequence, such as a tuple; got 0.0156"),
+    "one attack": ({"attacks": "fgsm"}, SpecError, r"attacks must be a sequence, such as a tuple; got 'fgsm'"),
+    "a bare model": ({"models": Flat()}, SpecError, r"models must be a dictionary of models by name; got Flat"),
+    "a function": ({"targets": {"f": torch.relu}}, SpecError, r"targets\['f'\] must be a torch.nn.Module"),
+    "l2 in grey levels": ({"eps": (16,), "norm": "l2"}, SpecError, r"eps=16 is longer .*\(8\).*write eps=16/255"),
+    "a loss that no attack has": ({"attacks": ("signs",), "loss": "cross"}, SpecError, "unknown loss 'cross'"),
+    "probabilities": ({"models": {"net": nn.Sequential(Flat(), nn.Sigmoid())}}, EvaluationError, "gives probabilities"),
     "no gradient": ({"models": {"net": Rounding()}}, EvaluationError, "no gradient with respect to its input"),
     "dlr of two classes": (
         {"models": {"net": Flat(2)}, "labels": Y % 2, "loss": "dlr"},
@@ -357,6 +375,8 @@ def test_where_memory_runs_out_batches_are_halved(images: tuple[Tensor, Tensor])
     hungry = Hungry(10)
     found = transfer_matrix({"net": hungry}, *images, ("fgsm",), (16 / 255,))
     assert set(found["batch_size"]) == {16}
+    many = transfer_matrix({"net": Flat(10), "hungry": hungry}, *images, ("fgsm",), (16 / 255,), batch_size=8)
+    assert set(many["batch_size"]) == {8}
 
 
 def test_one_model_under_two_names_is_attacked_in_the_white_box(images: tuple[Tensor, Tensor]) -> None:

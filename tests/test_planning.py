@@ -242,6 +242,13 @@ def test_other_names_of_the_classes_are_remarked_on(tiny: Path, capsys: pytest.C
     assert "run 'erm1' calls its classes 0, 1, 2, ..., digits a, b, c, ..." in capsys.readouterr().err
 
 
+def test_l2_budgets_beyond_the_diagonal_of_the_range_are_refused(workspace: Path) -> None:
+    """The longest perturbation of 64 pixels is 8 x 255 grey levels long."""
+    make_plan(suite(AttackSpec(name="fgsm", norm="l2", eps=(2040,))), Workspace(workspace))
+    with pytest.raises(SpecError, match=r"budget 3000/255 in l2 is longer than any .* \[1, 8, 8\] .* 2040/255$"):
+        make_plan(suite(AttackSpec(name="fgsm", norm="l2", eps=(3000,))), Workspace(workspace))
+
+
 @pytest.mark.parametrize(("eps", "warned"), [((14, 15), "eps 14 is below"), ((15,), ""), ((0.5,), "eps 0.5 is below")])
 def test_a_budget_below_the_data_s_grey_level_is_remarked_on(
     eps: tuple[object, ...], warned: str, tiny: Path, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,9 @@ class Behind(nn.Module):
 def probabilities():
     return Behind(lambda z: z.softmax(1))
 
+def independent_probabilities():
+    return Behind(lambda z: z.sigmoid())
+
 def nine_classes():
     return Behind(lambda z: z[:, :9])
 
@@ -153,7 +156,8 @@ def test_what_is_right_passes_without_a_word(check: Check, tiny: Path, capsys: p
     ("name", "expected"),
     [
         ("nine_classes", "gives 9 logits, but there are 10 classes"),
-        ("probabilities", "gives probabilities, which spoil gradients: return logits, drop the softmax"),
+        ("probabilities", "gives probabilities (nothing outside [0, 1]), which spoil gradients: return logits,"),
+        ("independent_probabilities", "drop the softmax or sigmoid"),
         ("noisy", "other logits for the same images at every call"),
         ("centred", "gives an image other logits in another batch"),
         ("own_statistics", "its batch norm must keep running statistics"),

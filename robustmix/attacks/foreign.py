@@ -78,8 +78,8 @@ def craft_foreign(
 
     ``autoattack`` and ``square`` leave an example clean that they do not break, so transfer from them says little.
     ``deepfool``, ``cw`` and ``hopskipjump`` look for the smallest perturbation: an example that is misclassified
-    already stays as it is, with norm 0; of the others whatever the library returns is taken, broken or not (``cw``
-    returns a black image where it finds nothing).
+    already stays as it is, with norm 0, and so does one for which ``cw`` finds nothing; of the others whatever the
+    library returns is taken, broken or not.
 
     Args:
         name: ``autoattack``, ``square``, ``deepfool``, ``cw`` or ``hopskipjump``.
@@ -289,7 +289,9 @@ def _minimise(
         attack = attacks.HopSkipJumpAttack(steps=steps, constraint=norm)
     more = {} if starts is None else {"starting_points": starts}
     crafted: Tensor = attack(wrapped, x, y, epsilons=None, **more)[0]
-    return crafted
+    # Where C&W finds nothing, foolbox returns a black image, which a model may well take for something else.
+    nothing = (crafted == 0).flatten(1).all(dim=1) if name == "cw" else torch.zeros_like(y, dtype=torch.bool)
+    return torch.where(nothing.view(-1, *[1] * (x.ndim - 1)), x, crafted)
 
 
 def _starts(victim: nn.Module, x: Tensor, y: Tensor, predicted: Tensor, right: Tensor, norm: Norm) -> Tensor:

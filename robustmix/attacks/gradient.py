@@ -75,21 +75,20 @@ def _walk(
     victim: Victim, x: Tensor, start: Tensor, courses: Sequence[Course], norm: Norm, decay: float | None
 ) -> Iterator[tuple[Course, Tensor]]:
     """All courses from one point to their ends, in step."""
+    yield from ((course, start) for course in courses if course.steps == 0)
     momentum = None if decay is None else torch.zeros_like(x)
-    branches, done = [_Branch(start, momentum, list(courses))], 0
-    while True:
-        yield from ((course, one.x_adv) for one in branches for course in one.courses if course.steps == done)
-        left = [(one, [course for course in one.courses if course.steps > done]) for one in branches]
-        branches = [replace(one, courses=further) for one, further in left if further]
-        if not branches:
-            return
+    branches, done = [_Branch(start, momentum, [course for course in courses if course.steps > 0])], 0
+    while branches:
         slopes = victim.gradients([one.x_adv for one in branches])
         done += 1
-        branches = [
-            following
-            for one, slope in zip(branches, slopes, strict=True)
-            for following in _onward(one, slope, x, done, norm, decay)
-        ]
+        further = []
+        for one, slope in zip(branches, slopes, strict=True):
+            for following in _onward(one, slope, x, done, norm, decay):
+                # At once, so that what has been scored need not be kept until all budgets have come to their ends.
+                yield from ((course, following.x_adv) for course in following.courses if course.steps == done)
+                if left := [course for course in following.courses if course.steps > done]:
+                    further.append(replace(following, courses=left))
+        branches = further
 
 
 def _onward(branch: _Branch, slope: Tensor, x: Tensor, done: int, norm: Norm, decay: float | None) -> Iterator[_Branch]:

@@ -162,9 +162,11 @@ def sweep(
         steps, step_size = 1, None
     if norm not in NORMS:
         raise SpecError(unknown("norm", norm, NORMS))
-    for what, value, least in (("steps", steps, 1), ("restarts", restarts, 1), ("decay", decay, 0), ("seed", seed, 0)):
-        if not least <= value < math.inf:
-            raise SpecError(f"{what}={value!r} must be finite and at least {least}")
+    for what, count, least in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
+        if not isinstance(count, int) or count < least:
+            raise SpecError(f"{what}={count!r} must be a whole number of at least {least}")
+    if not 0 <= decay < math.inf:
+        raise SpecError(f"decay={decay!r} must be finite and at least 0")
     most = longest(x, norm)
     courses = []
     for budget in eps:
@@ -253,8 +255,9 @@ def _step_length(name: AttackName, eps: float, steps: int, step_size: float | No
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
-    if not x.is_floating_point():
-        raise EvaluationError(f"inputs must be float in [0, 1]; got {x.dtype}: divide uint8 images by 255")
+    if x.dtype not in (torch.float32, torch.float64):
+        # Half precision could not keep to a budget.
+        raise EvaluationError(f"inputs must be float32 or float64 in [0, 1]; got {x.dtype}: divide uint8 images by 255")
     if len(x) != len(y) or y.ndim != 1 or y.dtype != torch.int64:
         raise EvaluationError(f"labels must be int64 [{len(x)}], one per input; got {y.dtype} {list(y.shape)}")
     low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)

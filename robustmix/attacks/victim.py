@@ -77,8 +77,10 @@ class Victim:
         """
         for first in range(0, len(points), self.stack):
             together = list(points[first : first + self.stack])
-            x = torch.cat(together) if len(together) > 1 else together[0]
-            yield from self.gradient(x).chunk(len(together))
+            if len(together) == 1:
+                yield self.gradient(together[0])
+            else:
+                yield from self.gradient(torch.cat(together)).clone().chunk(len(together))
 
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient of the summed loss with respect to the inputs [B, ...], each example's own.

@@ -73,7 +73,7 @@ def look_at_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> lis
         if fault in faults:
             found.append(Observation(test, faults[fault], Fact("fail")))
         elif logits is None or (fault == "batch" and "repeat" in faults):
-            reason = "train mode" if logits is None else "random outputs"
+            reason = "train mode" if logits is None else "difference between two calls"
             found.append(Observation(test, "-", NotRun(f"Nothing can be said of it before the {reason} is mended.")))
         else:
             found.append(Observation(test, f"so on {len(x)} images", Fact("pass")))
