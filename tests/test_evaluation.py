@@ -448,7 +448,7 @@ def test_memory_that_one_example_exceeds_is_one_line(nets: str, workspace: Path)
 
 @pytest.mark.parametrize(
     ("net", "message"),
-    [("Enormous", "memory ran out; try --device cpu"), ("Probable", "gives probabilities, which spoil gradients")],
+    [("Enormous", "memory ran out; try --device cpu"), ("Probable", "gives probabilities .nothing outside")],
 )
 def test_somebody_s_model_is_looked_at_before_anything_is_computed(
     net: str, message: str, nets: str, workspace: Path
