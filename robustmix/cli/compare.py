@@ -1,6 +1,7 @@
 """``robustmix compare``."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from robustmix.cli.options import Place
@@ -134,7 +135,7 @@ def _print_breaking(first: str, second: str, threats: Named, known: Known, by_ke
                     *(f"{each.never:.1%}" for each in (a, b)),
                     *(f"{count / len(a.low):.1%}" for count in (paired.earlier, paired.later, paired.undecided)),
                     f"{paired.p:.2g}",
-                    f"{low:+.4g} to {high:+.4g}",
+                    "-" if low == -inf and high == inf else f"{low:+.4g} to {high:+.4g}",
                 ]
             )
     if not rows:
@@ -178,7 +179,7 @@ def _print_worst_case(
     attacks = "; ".join(sweep.label for sweep in labels)
     print("\nWorst case per example in the white box, over all attacks that both have been under up to each budget")
     print(f"attacks: {attacks}")
-    print_table(["norm", "eps", "attacks", first, "95 % Wilson", second, "95 % Wilson"], rows, numeric=range(1, 7))
+    print_table(["norm", "eps", "cells", first, "95 % Wilson", second, "95 % Wilson"], rows, numeric=range(1, 7))
 
 
 def _in_order(cells: dict[str, "Cell"], known: Known) -> list[tuple[str, "Cell"]]:
@@ -191,4 +192,4 @@ def _interval(low: float, high: float) -> str:
     """An interval of budgets as text: ``2 - 4``, ``> 8``, ``0`` where the network errs without an attack."""
     if high == 0:
         return "0"
-    return f"> {format_budget(low)}" if high == float("inf") else f"{format_budget(low)} - {format_budget(high)}"
+    return f"> {format_budget(low)}" if high == inf else f"{format_budget(low)} - {format_budget(high)}"
