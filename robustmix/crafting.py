@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmix.attacks import Victim, craft
-from robustmix.attacks.foreign import craft_by_peer, craft_foreign
+from robustmix.attacks.foreign import craft_foreign
+from robustmix.attacks.peers import craft_by_peer
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
 from robustmix.spec.attack import AttackSpec, Course

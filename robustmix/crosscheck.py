@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmix import attacks
-from robustmix.attacks.foreign import Peer, check_installed, craft_by_peer
+from robustmix.attacks.libraries import Peer, check_installed
+from robustmix.attacks.peers import craft_by_peer
 from robustmix.attacks.victim import frozen
 from robustmix.checkpoints import load_model
 from robustmix.data import load_data

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import compile_network, describe_device, is_out_of_memory, memory_hint, synchronize
+from robustmix.device import compile_network, describe_device, is_out_of_memory, memory_hint
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
 from robustmix.launching import launch
-from robustmix.measurement import Keep, Measured, batch_states, measure, rows, score
+from robustmix.measurement import Keep, Measured, batch_states, measure, rows
 from robustmix.participants import Participant
 from robustmix.planning import Plan, existing_cell, make_plan, missing_cells
 from robustmix.progress import say
@@ -299,30 +299,3 @@ def _gathered(
                 states[rank :: team.size] = part["states"]
     forward, backward = (sum(int(part[what]) for part in read) for what in ("forward", "backward"))
     return Measured(columns, states, forward, backward, max(float(part["waited"]) for part in read))
-
-
-def estimate_seconds(plan: Plan, device: torch.device) -> float:
-    """How long the missing work takes, from one timed batch of the first source: our own attacks only."""
-    model = next(iter(plan.participants.values())).load().to(device).eval().requires_grad_(False)
-    size = min(DEFAULT_BATCH, len(plan.inputs))
-    x, y = next(iter(plan.inputs.batches([torch.arange(size)], device)))
-    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-    def gradient() -> None:
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            torch.autograd.grad(model(at).sum(), at)
-
-    timings = []
-    passes: tuple[Callable[[], object], ...] = (lambda: score(model, x, y), gradient)
-    for run in passes:
-        run()
-        synchronize(device)
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        timings.append((time.perf_counter() - started) / size)
-    forward, slope = timings
-    return len(plan.inputs) * sum(
-        unit.backward * slope + (unit.forward - unit.backward) * forward for unit in plan.units
-    )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmix._version import __version__
-from robustmix.attacks.foreign import check_installed
 from robustmix.attacks.geometry import longest
+from robustmix.attacks.libraries import check_installed
 from robustmix.attacks.losses import loss_named
 from robustmix.attacks.victim import frozen
 from robustmix.data import TensorSplit

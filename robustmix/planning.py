@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from robustmix.attacks.foreign import check_installed
+from robustmix.attacks.libraries import check_installed
 from robustmix.data import Dataset, Split, load_data
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.participants import Participant, find_participants, is_foreign

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from robustmix.attacks.foreign import library
+from robustmix.attacks.libraries import library
 from robustmix.participants import Participant
 from robustmix.spec.attack import AttackSpec, Course, takes
 from robustmix.store.cells import CellIdentity, clean_identity

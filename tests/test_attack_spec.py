@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from robustmix.errors import SpecError
 from robustmix.spec import names
 from robustmix.spec.attack import (
-    ATTACK_TITLES,
     DEFAULT_L2_SWEEP,
     DEFAULT_STEPS,
     DEFAULT_SWEEP,
@@ -25,11 +24,11 @@ from robustmix.spec.attack import (
     TAKES,
     AttackSpec,
     Course,
-    attack_label,
     check_reach,
     parse_step,
     sweep_for,
 )
+from robustmix.spec.titles import ATTACK_TITLES, attack_label
 from robustmix.spec.validation import validate
 
 WITH_BUDGET = [name for name in names.ATTACKS if name not in MINIMUM_NORM]

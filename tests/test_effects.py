@@ -10,7 +10,8 @@ from families import FGSM, IFGSM, TWO, N, attacked, kind, network, report, seed,
 from robustmix.report.effects import DECLARED, Effect, effect, effects, errors, pooled
 from robustmix.report.material import Material
 from robustmix.report.pairs import paired
-from robustmix.spec.attack import AttackSpec, attack_label
+from robustmix.spec.attack import AttackSpec
+from robustmix.spec.titles import attack_label
 from robustmix.stats import Difference, difference, holm, paired_interval
 from robustmix.store.cells import clean_identity
 from robustmix.store.results import attack_columns

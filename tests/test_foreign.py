@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import robustmix
 from robustmix import attacks
 from robustmix.attacks import foreign
-from robustmix.attacks.foreign import MAKERS, check_installed, craft_by_peer, craft_foreign
+from robustmix.attacks.foreign import craft_foreign
+from robustmix.attacks.libraries import MAKERS, check_installed
+from robustmix.attacks.peers import craft_by_peer
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.spec.attack import FOREIGN, MINIMUM_NORM
 from robustmix.spec.names import Norm

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustmix import attacks, mixing
-from robustmix.attacks.foreign import MAKERS
+from robustmix.attacks.libraries import MAKERS
 from robustmix.data import load_data
 from robustmix.device import AUTOCAST, pick_device
 from robustmix.errors import DataError, SpecError

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from robustmix.errors import CheckpointError, RobustmixError, SpecError, StoreError
-from robustmix.spec.attack import attack_label
 from robustmix.spec.recipe import Recipe
+from robustmix.spec.titles import attack_label
 from robustmix.stats import wilson
 from robustmix.store import atomic
 from robustmix.store.atomic import write_atomically, write_text

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustmix._version import __version__
-from robustmix.attacks.foreign import check_installed
+from robustmix.attacks.libraries import check_installed
 from robustmix.audit.battery import COSTLY, Battery
 from robustmix.audit.binarisation import EXAMPLES, Binarised, binarise
 from robustmix.audit.direct import FirstGradient, blocked, look_at_accuracy, look_at_gradient, look_at_outputs

@@ -210,7 +210,7 @@ def _step(text: str) -> str:
 
 def _print_plan(plan: "Plan", device: "torch.device") -> None:
     from robustmix.cli.tables import print_table
-    from robustmix.evaluation import estimate_seconds
+    from robustmix.estimate import estimate_seconds
 
     examples = f"{len(plan.inputs)} examples of {plan.data.name}"
     missing = len(plan.missing)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustmix.progress import say
-from robustmix.spec.attack import attack_label
+from robustmix.spec.titles import attack_label
 from robustmix.units import format_budget
 
 if TYPE_CHECKING:

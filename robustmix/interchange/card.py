@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from robustmix._version import __version__
 from robustmix.models import ModelSpec
 from robustmix.report.selection import Choice
-from robustmix.spec.attack import attack_label
+from robustmix.spec.titles import attack_label
 from robustmix.store.results import results_table
 from robustmix.store.runs import Run
 from robustmix.units import format_budget

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from robustmix.judging.explained import TESTS
 from robustmix.published import Figure, figures
-from robustmix.spec.attack import ATTACK_TITLES
+from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.store.audits import AuditTest
 
 

@@ -8,7 +8,8 @@ from robustmix.report.comparison import comparison_tables
 from robustmix.report.material import Material
 from robustmix.report.robustness import worst_cases
 from robustmix.report.text import join_names, percent, plural
-from robustmix.spec.attack import ATTACK_TITLES, ITERATED, MINIMUM_NORM
+from robustmix.spec.attack import ITERATED, MINIMUM_NORM
+from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.stats import SEEDS_FOR_METHODS
 from robustmix.store.cells import CellIdentity
 

@@ -16,7 +16,7 @@ from robustmix.report.directions import ComparedEffect, erm_beside, measured_eff
 from robustmix.report.material import Material, once
 from robustmix.report.result import Result
 from robustmix.report.text import NBSP, ROLES, budget, interval, method_name, plural
-from robustmix.spec.attack import ATTACK_TITLES
+from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.stats import prediction_interval
 
 # Published tables of clean errors that a page shows beside its own; the others repeat them or mix in other things.

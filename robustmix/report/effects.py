@@ -15,8 +15,9 @@ import numpy as np
 
 from robustmix.report.material import Material, once
 from robustmix.report.text import imported, join_names, stated
-from robustmix.spec.attack import ATTACK_TITLES, DEFAULT_STEPS
+from robustmix.spec.attack import DEFAULT_STEPS
 from robustmix.spec.recipe import FIELDS_OF_METHODS, Recipe
+from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.stats import SEEDS_FOR_METHODS, Difference, difference, holm
 from robustmix.store.runs import Run
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from robustmix.report.material import Material
-from robustmix.spec.attack import ATTACK_TITLES
+from robustmix.spec.titles import ATTACK_TITLES
 
 ATTACKS: Final = {
     "fgsm": "One step of the length of the budget along the sign of the loss gradient (Goodfellow et al. 2015). It is "

@@ -17,8 +17,9 @@ from robustmix.report.text import (
     stated,
     train_examples,
 )
-from robustmix.spec.attack import ATTACK_TITLES, ITERATED, MINIMUM_NORM
+from robustmix.spec.attack import ITERATED, MINIMUM_NORM
 from robustmix.spec.recipe import PAIRING
+from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.stats import SEEDS_FOR_METHODS
 from robustmix.store.cells import Cell, CellIdentity
 from robustmix.store.examples import id_of

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import pandas as pd
 
 from robustmix.report.text import ROLES
-from robustmix.spec.attack import attack_label
+from robustmix.spec.titles import attack_label
 from robustmix.store.sweeps import Sweep, attack_id
 
 # What publications mean by an attack's name alone.

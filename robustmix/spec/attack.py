@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -21,7 +21,9 @@ SWEEPS: Final[dict[str, tuple[float, ...]]] = {
     "cifar10": (0.5, 1, 2, 4, 8),
     "cifar100": (0.5, 1, 2, 4, 8),
 }
+
 DEFAULT_SWEEP: Final = (1.0, 2.0, 4.0, 8.0)
+
 L2_SWEEPS: Final[dict[str, tuple[float, ...]]] = {
     "digits": (64, 128, 192, 256, 384),
     "mnist": (128, 256, 384, 512),
@@ -30,14 +32,19 @@ L2_SWEEPS: Final[dict[str, tuple[float, ...]]] = {
     "cifar10": (16, 32, 64, 128, 256),
     "cifar100": (16, 32, 64, 128, 256),
 }
+
 DEFAULT_L2_SWEEP: Final = (64.0, 128.0, 256.0, 512.0)
 
 ITERATED: Final = ("ifgsm", "mifgsm", "pgd")
+
 MINIMUM_NORM: Final = ("deepfool", "cw", "hopskipjump")
+
 # Made by torchattacks or foolbox, never written again here.
 FOREIGN: Final = ("autoattack", "square", *MINIMUM_NORM)
+
 # The parameters of each attack that another one may lack.
 _STEPPED: Final = frozenset({"loss", "steps", "step", "impl"})
+
 TAKES: Final[dict[AttackName, frozenset[str]]] = {
     "fgsm": frozenset({"loss", "impl"}),
     "ifgsm": _STEPPED,
@@ -51,17 +58,25 @@ TAKES: Final[dict[AttackName, frozenset[str]]] = {
     "cw": frozenset({"steps"}),
     "hopskipjump": frozenset({"steps", "seed"}),
 }
+
 _COMMON: Final = frozenset({"norm", "labels", "precision", "compiled"})
+
 _OWN: Final = frozenset().union(*TAKES.values())
+
 DEFAULT_STEPS: Final = 10
+
 # Steps from a random start have to be able to cross the ball (Madry et al. 2018).
 PGD_STRIDE: Final = 2.5
+
 # Those of foolbox, but a tenth for cw, whose 10,000 in each of nine searches take hours even on digits.
 FOREIGN_STEPS: Final[dict[str, int]] = {"deepfool": 50, "cw": 1000, "hopskipjump": 64}
+
 DEFAULT_QUERIES: Final = 5000
+
 DEFAULT_DECAY: Final = 1.0
 
 KURAKIN: Final = "kurakin"
+
 _RELATIVE: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*?\s*)?eps\s*/\s*steps")
 
 
@@ -265,57 +280,3 @@ def check_reach(eps: float, steps: int, step: float) -> None:
             f"{steps} steps of {format_budget(step)}/255 reach only {format_budget(steps * step)}/255, not the budget "
             f"{format_budget(eps)}/255: take more steps or a step of at least {format_budget(eps / steps)}/255"
         )
-
-
-ATTACK_TITLES: Final[dict[str, str]] = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "ifgsm": "I-FGSM",
-    "mifgsm": "MI-FGSM",
-    "pgd": "PGD",
-    "signs": "random signs",
-    "noise": "uniform noise",
-    "autoattack": "AutoAttack",
-    "square": "Square",
-    "deepfool": "DeepFool",
-    "cw": "C&W",
-    "hopskipjump": "HopSkipJump",
-}
-
-
-def attack_label(row: Mapping[str, Any], *, brief: bool = False) -> str:
-    """An attack in words, without its budget; says all that is not usual.
-
-    Args:
-        row: with the columns of `robustmix.store.results.results_table`.
-        brief: ``ifgsm-10`` in place of ``I-FGSM, 10 steps``.
-    """
-    name, steps, step, eps = row["attack"], int(row["steps"]), float(row["step_255"]), float(row["eps_255"])
-    parts = [name if brief else ATTACK_TITLES.get(name, name)]
-    if name in ITERATED or (name in FOREIGN_STEPS and steps != FOREIGN_STEPS[name]):
-        usual = PGD_STRIDE if name == "pgd" else 1
-        share = step * steps / eps if name in ITERATED else usual
-        length = "" if math.isclose(share, usual, rel_tol=1e-6) else f"{format_budget(step)}/255"
-        if brief:
-            parts[0] += f"-{steps}"
-            parts += [f"x {length}"] if length else []
-        else:
-            parts.append(f"{steps} steps" + (f" of {length}" if length else ""))
-    metric = "l2" if name in MINIMUM_NORM else "linf"
-    for key, usual_value, text in (
-        ("norm", metric, str(row["norm"]).replace("linf", "L-infinity").replace("l2", "L2")),
-        ("loss", "ce", f"loss {row['loss']}"),
-        ("restarts", 1, f"{row['restarts']} restarts"),
-        ("labels", "true", f"{row['labels']} labels"),
-        ("seed", 0, f"seed {row['seed']}"),
-        ("precision", "32", str(row["precision"])),
-        ("impl", "robustmix", f"by {row['impl']}"),
-        ("compiled", False, "compiled"),
-    ):
-        if row[key] != usual_value:
-            parts.append(text)
-    usual_options = {"decay": DEFAULT_DECAY, "queries": DEFAULT_QUERIES}
-    for key, value in sorted(row["options"].items()):
-        if value != usual_options.get(key):
-            parts.append(f"{value:g} {key}" if key == "queries" else f"{key} {value:g}")
-    return (" " if brief else ", ").join(parts)

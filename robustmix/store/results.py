@@ -184,7 +184,7 @@ def results_table(cells: Iterable[Cell], bearers: Iterable[Bearer], *, unnamed: 
 
 
 def attack_columns(identity: CellIdentity) -> dict[str, Any]:
-    """The `ATTACK_COLUMNS` of a cell, as `robustmix.spec.attack.attack_label` reads them; a missing budget is NaN."""
+    """The `ATTACK_COLUMNS` of a cell, as `robustmix.spec.titles.attack_label` reads them; a missing budget is NaN."""
     eps = math.nan if identity.eps_255 is None else identity.eps_255
     return {column: getattr(identity, column) for column in ATTACK_COLUMNS} | {"eps_255": eps}
 

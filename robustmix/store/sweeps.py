@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from robustmix.spec.attack import ITERATED, KURAKIN, AttackSpec, attack_label
+from robustmix.spec.attack import ITERATED, KURAKIN, AttackSpec
+from robustmix.spec.titles import attack_label
 from robustmix.units import format_budget
 
 
