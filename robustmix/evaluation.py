@@ -216,9 +216,7 @@ class _Job:
         keep: Keep | None = images.keep if images else None
 
         def load(one: Participant) -> nn.Module:
-            # Other libraries keep what the passes return, whose memory graphs use again.
-            graphs = team.device.type == "cuda" and (unit.attack is None or unit.attack.native)
-            return self._model(one, compiled=unit.compiled, graphs=graphs)
+            return self._model(one, compiled=unit.compiled, graphs=as_graphs(unit, team.device))
 
         try:
             shard, numbers = batches[team.rank :: team.size], range(team.rank, len(batches), team.size)
@@ -268,6 +266,14 @@ class _Job:
             torch=torch.__version__,
             robustmix=__version__,
         )
+
+
+def as_graphs(unit: Unit, device: torch.device) -> bool:
+    """Whether compiled networks run as CUDA graphs: on a GPU, but not for another library's attack.
+
+    These keep what several passes return, whose memory graphs use again.
+    """
+    return device.type == "cuda" and (unit.attack is None or unit.attack.native)
 
 
 def _gathered(

@@ -1,8 +1,9 @@
 """The transfer matrix of models and tensors in memory; no workspace, nothing written."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Final
 
 import numpy as np
@@ -94,7 +95,7 @@ def transfer_matrix(
     crafting = list({participants[name].digest: participants[name] for name in models}.values())
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
     on_device = split.to(device)
-    for size in halved(batch_size):
+    for size in halved(int(batch_size)):
         halved_from = batch_size if size < batch_size else None
         try:
             units = _units(crafting, specs, goals, size)
@@ -129,9 +130,9 @@ def _check_arguments(
             if not isinstance(model, nn.Module):
                 raise SpecError(f"{what}[{name!r}] must be a torch.nn.Module; got {type(model).__name__}")
     for what, several in (("attacks", attacks), ("eps", eps)):
-        if isinstance(several, str) or not isinstance(several, Sequence):
+        if isinstance(several, str) or not isinstance(several, Iterable):
             raise SpecError(f"{what} must be a sequence, such as a tuple; got {several!r}")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SpecError(f"batch_size={batch_size!r} must be a whole number of at least 1")
 
 

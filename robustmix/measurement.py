@@ -6,7 +6,6 @@ Nothing waits for the device before the unit's end: what would be wrong is kept 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -135,9 +134,11 @@ def _measured(
                 rounded[course] = levels.float().div_(GREY_LEVELS).contiguous(memory_format=torch.channels_last)
         for digest, model in targets.items():
             cells = [cell for course in together for cell in unit.at(course) if cell.target.digest == digest]
+            if not cells:
+                continue
             found = _score_all(model, [together[cell.course] for cell in cells], y)
-            again = _score_all(model, [rounded[cell.course] for cell in cells if rounded], y)
-            for cell, one, other in zip_longest(cells, found, again):
+            again = _score_all(model, [rounded[cell.course] for cell in cells], y) if rounded else [None] * len(cells)
+            for cell, one, other in zip(cells, found, again, strict=True):
                 records[cell.identity.key()] = _joined(one, other, extents[cell.course])
     for cell in unit.along:
         assert crafting.victim is not None
@@ -181,8 +182,6 @@ def _extent(x_adv: Tensor, x: Tensor, norm: Norm) -> Tensor:
 
 def _score_all(model: nn.Module, points: list[Tensor], y: Tensor) -> Sequence[Tensor]:
     """`score` at several points of a batch, in one pass."""
-    if not points:
-        return []
     x = torch.cat(points) if len(points) > 1 else points[0]
     return score(model, x, y.repeat(len(points))).chunk(len(points), dim=1)
 

@@ -59,7 +59,7 @@ class Unit:
     @property
     def along(self) -> tuple[Wanted, ...]:
         """Its source's own clean predictions, if they come along with the first gradient."""
-        return tuple(cell for cell in self.cells if cell.course == CLEAN) if self.attack else ()
+        return tuple(cell for cell in self.cells if cell.identity.source is None) if self.attack else ()
 
     @property
     def predicts_inputs(self) -> bool:

@@ -9,6 +9,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Final
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1073,6 +1074,12 @@ def test_options_that_would_be_no_attack_are_refused(options: dict[str, object],
     with pytest.raises(SpecError, match=message) as caught:
         attacks.sweep("pgd", linear(), X, Y, [0.1], **options)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_be_numpy_s() -> None:
+    steps, seed = np.int64(3), np.int64(1)
+    (found,) = attacks.sweep("pgd", linear(), X, Y, [0.1], steps, seed=seed)
+    assert torch.equal(found[1], attacks.pgd(linear(), X, Y, 0.1, 3, seed=1))
 
 
 def test_l2_lengths_may_exceed_the_pixel_range_but_not_its_diagonal() -> None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import robustmix
 from robustmix import AttackSpec, Recipe, Suite, evaluation, participants
 from robustmix.data import Dataset, load_data
+from robustmix.device import compile_network
 from robustmix.errors import EvaluationError, StoreError
-from robustmix.evaluation import compute, evaluate, planned_results
+from robustmix.evaluation import as_graphs, compute, evaluate, planned_results
 from robustmix.planning import Plan, make_plan
 from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.results import COLUMNS
@@ -757,6 +758,28 @@ def test_compiled_models_give_nearly_the_same(nets: str, workspace: Path) -> Non
         assert (found[eps, False] != found[eps, True]).sum() <= (3 if eps else 1)
     table = planned_results(plan, Workspace(workspace))
     assert table["compiled"].value_counts().to_dict() == {False: 3, True: 3}
+
+
+def test_compiled_networks_run_as_cuda_graphs_on_a_gpu_but_for_other_libraries(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, *, mode: asked.append(mode) or model)
+    attacks = [
+        AttackSpec(name="fgsm", eps=(16,), compiled=True),
+        AttackSpec(name="fgsm", eps=(16,), compiled=True, impl="foolbox"),
+        AttackSpec(name="deepfool", compiled=True),
+    ]
+    units = make_plan(suite(*attacks, limit=8), Workspace(workspace)).units
+    assert [unit.title for unit in units] == ["clean predictions", *["fgsm from erm1"] * 2, "deepfool from erm1"]
+    for device, modes in (
+        ("cuda", ["reduce-overhead", "reduce-overhead", "default", "default"]),
+        ("cpu", ["default"] * 4),
+    ):
+        for unit in units:
+            compile_network(nn.Identity(), graphs=as_graphs(unit, torch.device(device)))
+        assert asked == modes
+        asked.clear()
 
 
 def test_cells_say_how_they_were_computed(workspace: Path) -> None:

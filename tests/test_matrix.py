@@ -83,6 +83,19 @@ def test_float_and_uint8_inputs_of_any_kind_agree(models: dict[str, nn.Module], 
         assert figures(transfer_matrix(models, inputs, labels, ("fgsm",), (32 / 255,))) == expected
 
 
+def test_numbers_and_budgets_may_be_numpy_s(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
+    chosen, eps = {"erm1": models["erm1"]}, np.array([8 / 255, 32 / 255])
+    found = transfer_matrix(
+        chosen,
+        *images,
+        ("ifgsm",),
+        eps,
+        steps=np.int64(3),
+        batch_size=np.int64(32),  # type: ignore[arg-type]
+    )
+    assert figures(found) == figures(transfer_matrix(chosen, *images, ("ifgsm",), tuple(eps), 3, batch_size=32))
+
+
 def test_targets_are_scored_and_do_not_craft(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
     mine, targets = {"erm1": models["erm1"]}, {"mixup1": models["mixup1"], "erm1": models["erm1"]}
     found = transfer_matrix(mine, *images, attacks=("fgsm",), eps=(32 / 255,), targets=targets)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Final, get_args
 
 import torch
@@ -163,7 +164,7 @@ def sweep(
     if norm not in NORMS:
         raise SpecError(unknown("norm", norm, NORMS))
     for what, count, least in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
-        if not isinstance(count, int) or count < least:
+        if not isinstance(count, Integral) or count < least:
             raise SpecError(f"{what}={count!r} must be a whole number of at least {least}")
     if not 0 <= decay < math.inf:
         raise SpecError(f"decay={decay!r} must be finite and at least 0")
