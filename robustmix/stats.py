@@ -32,8 +32,14 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     Returns:
         The lower and upper end, as fractions.
     """
-    interval = binomtest(count, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    # Not by scipy, which takes a millisecond for a p-value that nobody asked for: tables have thousands of cells.
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = count + z**2 / 2
+    half = z * math.sqrt(count * (total - count) / total + z**2 / 4)
+    # At the ends rounding would leave a little beside 0 and 1.
+    low = (centre - half) / (total + z**2) if count else 0.0
+    high = (centre + half) / (total + z**2) if count < total else 1.0
+    return low, high
 
 
 def paired_interval(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
