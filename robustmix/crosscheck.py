@@ -1,6 +1,6 @@
 """Our attacks against those of torchattacks and foolbox on the same model and inputs, to the pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import util
 from typing import Final, Literal
@@ -45,49 +45,42 @@ class Comparison:
 
 def crosscheck(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     name: Literal["fgsm", "ifgsm"],
     eps: float,
     steps: int,
     length: float,
-    batch_size: int,
 ) -> list[Comparison]:
     """Our attack and that of each peer that is installed, in the same batches, each scored by the model itself.
 
     Args:
         model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [N, ...], float, in [0, 1].
-        y: true labels, int64 [N].
+        batches: inputs [B, ...], float, in [0, 1], and their true labels, int64 [B].
         name: ``fgsm`` or ``ifgsm``.
         eps: budget in L-infinity, pixel units.
         steps: gradients of ``ifgsm``.
         length: of a step of ``ifgsm``, pixel units.
-        batch_size: examples per batch.
 
     Returns:
         Ours, then each peer's.
 
     Raises:
         SpecError: neither peer is installed, or a length is unusable.
-        EvaluationError: x, y, a logit or a gradient is unusable.
+        EvaluationError: inputs, labels, a logit or a gradient are unusable.
     """
     peers = [peer for peer in PEERS if util.find_spec(peer)]
     if not peers:
         check_installed((), PEERS)
     tallies = {by: _Tally() for by in (OURS, *peers)}
-    for xb, yb in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        ours = attacks.fgsm(model, xb, yb, eps) if name == "fgsm" else attacks.ifgsm(model, xb, yb, eps, steps, length)
+    for x, y in batches:
+        ours = attacks.fgsm(model, x, y, eps) if name == "fgsm" else attacks.ifgsm(model, x, y, eps, steps, length)
         predicted = _predict(model, ours)
-        tallies[OURS].add(ours, ours, predicted, predicted, yb)
+        tallies[OURS].add(ours, ours, predicted, predicted, y)
         for peer in peers:
-            theirs = craft_by_peer(peer, name, model, xb, yb, eps, steps=steps, length=length, seed=(0,))
-            tallies[peer].add(theirs, ours, _predict(model, theirs), predicted, yb)
-    return [
-        Comparison(by, tally.wrong / len(y), tally.pixels / x.numel(), tally.predictions / len(y), tally.largest)
-        for by, tally in tallies.items()
-    ]
+            theirs = craft_by_peer(peer, name, model, x, y, eps, steps=steps, length=length, seed=(0,))
+            tallies[peer].add(theirs, ours, _predict(model, theirs), predicted, y)
+    return [tally.shares(by) for by, tally in tallies.items()]
 
 
 def crosscheck_line(place: Workspace, name: str) -> str:
@@ -149,16 +142,24 @@ def _middle(white: Sequence[Cell]) -> Cell:
 class _Tally:
     """What has been counted of one implementation so far."""
 
+    examples: int = 0
+    values: int = 0
     wrong: int = 0
     pixels: int = 0
     predictions: int = 0
     largest: float = 0.0
 
     def add(self, theirs: Tensor, ours: Tensor, predicted: Tensor, by_ours: Tensor, labels: Tensor) -> None:
+        self.examples += len(labels)
+        self.values += ours.numel()
         self.wrong += int((predicted != labels).sum())
         self.pixels += int((theirs != ours).sum())
         self.predictions += int((predicted != by_ours).sum())
         self.largest = max(self.largest, float((theirs - ours).abs().max()))
+
+    def shares(self, by: str) -> Comparison:
+        wrong, predictions = self.wrong / self.examples, self.predictions / self.examples
+        return Comparison(by, wrong, self.pixels / self.values, predictions, self.largest)
 
 
 def _predict(model: nn.Module, x: Tensor) -> Tensor:

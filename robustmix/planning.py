@@ -133,7 +133,7 @@ def missing_cells(unit: Unit, place: Workspace) -> list[str]:
 def _own_data(place: Workspace, sources: Sequence[str]) -> str:
     names = match_runs(tuple(one for one in sources if not is_foreign(one)), run_names(place), "run")
     if not names:
-        raise SpecError("--data is missing: no source is a run of the workspace that would name what to attack on")
+        raise SpecError("--data is missing: nothing that crafts is a run of the workspace, which would name what to attack on")
     return common_data([finished_run(place, name) for name in names])
 
 

@@ -44,7 +44,8 @@ def share(which: Tensor) -> float:
 
 def compare(tiny: Path, name: Any, x: Tensor, y: Tensor) -> list[Comparison]:
     model = robustmix.load_model("mixup1", workspace=tiny)
-    return crosscheck(model, x, y, name=name, eps=32 / 255, steps=3, length=16 / 255, batch_size=32)
+    batches = zip(x.split(32), y.split(32), strict=True)
+    return crosscheck(model, batches, name=name, eps=32 / 255, steps=3, length=16 / 255)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "ifgsm"])
@@ -124,15 +125,52 @@ def test_a_prediction_that_differs_is_exit_code_1(tiny: Path, capsys: pytest.Cap
         ({"attack": ["fgsm"], "step_size": "3"}, "--step-size belongs to ifgsm"),
         ({"eps": ["0.5"]}, "--eps: budget '0.5' is ambiguous"),
         ({"eps": ["16"], "steps": 2, "step_size": "4"}, "reach only 8/255"),
-        ({"limit": 0}, "--limit 0 must be at least 1"),
-        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"limit": 0}, "limit = 0: input should be greater than or equal to 1"),
+        ({"batch_size": 0}, "batch size 0 must be at least 1"),
         ({"target": ["erm9"]}, "unknown run 'erm9'"),
+        ({"target": ["net.py:Centred"]}, "--data is missing"),
+        ({"normalize": "0.5/0.5"}, "--normalize 0.5/0.5 has no use"),
     ],
 )
 def test_bad_options_are_one_line(tiny: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says) as caught:
         verb(**{"target": ["erm1"], "machine": CPU, "place": Place(tiny), **options})
     assert "\n" not in str(caught.value)
+
+
+CENTRED = """
+from torch import nn
+import robustmix
+
+class Centred(nn.Module):
+    # Takes pixels from -1 to 1.
+    def __init__(self):
+        super().__init__()
+        self.network = robustmix.load_model("mixup1", workspace={workspace!r})
+
+    def forward(self, x):
+        return self.network((x + 1) / 2)
+"""
+
+
+def test_anybody_s_model_is_checked_too(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind the normalisation that it was made for it is the run that is inside."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(CENTRED.format(workspace=str(tiny)))
+    given: dict[str, Any] = {"attack": ["fgsm"], "eps": ["16"], "limit": 40, "machine": CPU}
+
+    def errors(**options: Any) -> list[str]:
+        assert verb(**given, **options) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+        assert [(row[0], row[3], row[6]) for row in rows] == [(options["target"][0], by, "0") for by in (OURS, *PEERS)]
+        return [row[4] for row in rows]
+
+    foreign = errors(target=["net.py:Centred"], normalize="0.5/0.5", data="digits", place=Place(tmp_path, quiet=True))
+    assert foreign == errors(target=["mixup1"], place=Place(tiny, quiet=True))
+    verb(**given, target=["net.py:Centred"], normalize="0.5/0.01", data="digits", place=Place(tmp_path))
+    assert "with --normalize 0.5/0.5 it would be" in capsys.readouterr().err
 
 
 def test_the_line_compares_a_cell_with_both_peers(tiny: Path, tmp_path: Path) -> None:

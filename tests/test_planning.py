@@ -221,7 +221,7 @@ def test_sources_trained_on_different_data_need_a_choice(workspace: Path) -> Non
 
 def test_without_a_run_among_the_sources_the_data_must_be_named(workspace: Path) -> None:
     (workspace / "net.py").write_text("make = None\n")
-    with pytest.raises(SpecError, match="--data is missing: no source is a run"):
+    with pytest.raises(SpecError, match="--data is missing: nothing that crafts is a run"):
         make_plan(suite(AttackSpec(name="fgsm"), sources=f"{workspace}/net.py:make"), Workspace(workspace))
 
 

@@ -7,7 +7,7 @@ from robustmix.cli.options import Machine, Place, Several
 from robustmix.errors import SpecError
 from robustmix.spec.attack import AttackSpec, takes
 from robustmix.spec.names import known_attack
-from robustmix.spec.suite import match_runs
+from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.units import echo_budget, format_budget, to_pixels
 
@@ -29,57 +29,57 @@ def crosscheck(
     steps: int | None = None,
     step_size: str | None = None,
     data: str | None = None,
+    normalize: str | None = None,
     limit: int | None = None,
     batch_size: int = 256,
     machine: Machine = MACHINE,
     place: Place = DEFAULTS,
 ) -> int:
-    """Attack runs in the white box by our own code, by torchattacks and by foolbox, and print what differs.
+    """Attack models in the white box by our own code, by torchattacks and by foolbox, and print what differs.
 
     Exits with 1 if a prediction differs. A few pixels may, in a batch whose size is no power of two: torchattacks
     averages the loss over the batch, which then rounds.
 
     Args:
-        target: Runs, names or globs.
+        target: Runs by name or glob, torchvision:NAME, timm:NAME, hf-hub:REPO, or FILE.py:FACTORY, which is your own
+            code and is run.
         attack: fgsm, ifgsm (also called bim) [default: both].
         eps: Budgets in L-infinity, in units of 1/255: 4, or 0.5/255 for half of one [default: the data set's sweep].
         steps: Iterations of ifgsm [default: 10].
         step_size: Of an iteration of ifgsm: a length in units of 1/255, eps/steps, 2.5eps/steps, or kurakin [default:
             eps/steps].
-        data: What to attack on [default: what each run was trained on].
+        data: What to attack on [default: what the runs were trained on].
+        normalize: What a FILE.py:FACTORY expects: none, cifar10, imagenet, or MEAN/STD such as 0.5/0.5.
         limit: Attack the first N test examples only.
         batch_size: Examples per batch.
     """
     workspace = place.enter()
     specs = _specs(attack or CHECKED, How(eps=eps, steps=steps, step_size=step_size))
-    for flag, value in (("--limit", limit), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise SpecError(f"{flag} {value} must be at least 1")
+    fields = {"sources": target, "data": data, "normalize": normalize, "limit": limit}
+    given = {name: value for name, value in fields.items() if value is not None}
+    suite = validate(Suite, {"version": 1, "title": "crosscheck", "attack": list(specs.values()), **given})
     import torch
 
-    from robustmix.checkpoints import load_model
     from robustmix.cli.tables import print_table
     from robustmix.crosscheck import crosscheck as compare
-    from robustmix.data import load_data
     from robustmix.device import pick_device
+    from robustmix.planning import make_plan
     from robustmix.progress import say
-    from robustmix.store.runs import finished_run, run_names
+    from robustmix.sanity import check_model, some_images
 
+    plan = make_plan(suite, workspace, batch_size=batch_size, data_root=machine.data_root)
     device = pick_device(machine.device)
+    batches = torch.arange(len(plan.inputs)).split(batch_size)
     rows, same = [], True
-    for name in match_runs(tuple(target), run_names(workspace), "run"):
-        run = finished_run(workspace, name)
-        found = load_data(data or run.recipe.data, machine.data_root)
-        test = found.test.first(limit)
-        x, y = next(iter(test.batches([torch.arange(len(test))], device)))
-        model = load_model(workspace.run(name)).to(device)
-        for kind, course in [(kind, course) for kind, spec in specs.items() for course in spec.courses(found.like)]:
+    for name, participant in plan.participants.items():
+        model = participant.load().to(device)
+        check_model(participant, model, *some_images(plan.data.test, device), plan.data.classes)
+        for kind, course in [(kind, course) for kind, spec in specs.items() for course in spec.courses(plan.data.like)]:
             assert course.eps is not None
             say(f"{name}: {kind}, eps {echo_budget(course.eps)}")
             budget, length = to_pixels(course.eps), to_pixels(course.step)
-            for one in compare(
-                model, x, y, name=kind, eps=budget, steps=course.steps, length=length, batch_size=batch_size
-            ):
+            inputs = plan.inputs.batches(batches, device)
+            for one in compare(model, inputs, name=kind, eps=budget, steps=course.steps, length=length):
                 label = kind if kind == "fgsm" else f"{kind}-{course.steps}"
                 rows.append([name, label, f"{format_budget(course.eps)}/255", *_columns(one)])
                 same = same and one.predictions == 0
