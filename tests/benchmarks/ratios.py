@@ -4,6 +4,7 @@ import json
 import sys
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from robustmix.cli.tables import markdown
@@ -25,7 +26,11 @@ CHANGED: Final = "largest change of an error by bf16"
 
 
 def main(raw: Path, out: Path) -> None:
-    """Compare the fastest of the turns that two parts of a job have in common."""
+    """Compare two parts of a job in each turn that both had, the median of which counts.
+
+    A shared machine is slow for some seconds and fast for others. What ran next to each other ran at much the same
+    speed; the fastest turn of each need not have.
+    """
     run = json.loads(raw.read_text())
     jobs: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for one in run["benchmarks"]:
@@ -35,7 +40,7 @@ def main(raw: Path, out: Path) -> None:
     saved = []
     for (job, size), parts in jobs.items():
         figures = {
-            name: _fastest(parts[a], parts[b]) / _fastest(parts[b], parts[a])
+            name: median(parts[a][turn]["seconds"] / parts[b][turn]["seconds"] for turn in parts[a].keys() & parts[b])
             for name, (a, b) in FIGURES.items()
             if {a, b} <= parts.keys()
         }
@@ -46,7 +51,7 @@ def main(raw: Path, out: Path) -> None:
     cpu = run["machine_info"]["cpu"]
     machine = {"cpu": cpu.get("brand_raw", "?"), "threads": run["benchmarks"][0]["extra_info"]["threads"]}
     out.write_text(json.dumps({"machine": machine, "jobs": saved}, indent=1) + "\n")
-    print(f"{machine['cpu']}, {machine['threads']} threads; ratios of the fastest turns")
+    print(f"{machine['cpu']}, {machine['threads']} threads; medians of the ratios of each turn")
     for _, group in groupby(saved, key=lambda row: sorted(name for name in row if name.split(" / ")[0] in PEERS)):
         rows = list(group)
         columns = [name for name in (*FIGURES, CHANGED) if any(name in row for row in rows)]
@@ -55,11 +60,6 @@ def main(raw: Path, out: Path) -> None:
 
 
 PEERS: Final = ("torchattacks", "foolbox", "usual loop", "torchvision")
-
-
-def _fastest(turns: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> float:
-    """Seconds of the fastest turn that the others have too: the more turns, the faster the fastest."""
-    return min(float(info["seconds"]) for turn, info in turns.items() if turn in others)
 
 
 def _cells(row: dict[str, Any], columns: list[str]) -> list[str]:

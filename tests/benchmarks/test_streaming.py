@@ -83,7 +83,7 @@ PARTS: Final[dict[str, Callable[[Path, Augment], Iterator[tuple[Tensor, Tensor]]
 }
 
 
-# Both take turns, so that a machine that slows down for a while slows down both; the fastest turn counts.
+# Both take turns, so that a machine that slows down for a while slows down both.
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("how", JOBS)

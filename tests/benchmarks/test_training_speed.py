@@ -143,7 +143,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustmix.progress.quiet", True)
 
 
-# All parts take turns, so that a machine that slows down for a while slows down all of them; the fastest turn counts.
+# All parts take turns, so that a machine that slows down for a while slows down all of them.
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("size", WIDTHS)
