@@ -1,6 +1,7 @@
 """A unit's attack on one batch, its passes counted."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
@@ -12,6 +13,7 @@ from robustmix.attacks.foreign import craft_foreign
 from robustmix.attacks.peers import craft_by_peer
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
+from robustmix.moving import moved
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.names import Precision
 from robustmix.store.cells import GAP_QUANTILES
@@ -94,7 +96,7 @@ class Crafting:
                 yield lengths_of[course], x_adv
 
     def state(self) -> list[Tensor]:
-        """What the passes of an attack of ours showed, float64 [`STATE`]; NaN for what only a gradient shows."""
+        """What the passes of an attack up a loss showed, float64 [`STATE`]; NaN for what only a gradient shows."""
         victim = self.victim
         if victim is None or victim.finite is None:
             return []
@@ -102,7 +104,7 @@ class Crafting:
         found = torch.stack([bad.sum().double(), bad.int().argmax().double()])
         if not len(victim.gap):
             return [torch.cat([torch.full_like(found[:1], torch.nan).expand(len(STATE) - len(found)), found])]
-        levels = torch.tensor(GAP_QUANTILES, device=bad.device)
+        levels = moved(torch.tensor(GAP_QUANTILES), bad.device)
         # By lower neighbours, which unlike interpolation stay numbers where a gap is infinite.
         gaps = victim.gap.quantile(levels, interpolation="lower")
         shares = [part.double().mean() for part in (victim.saturated, victim.zero_gradient)]
@@ -126,10 +128,15 @@ class Crafting:
         classes = self._classes()
         if attack.impl != "robustmix":
             assert at.eps is not None
-            return craft_by_peer(
-                attack.impl, attack.name, source, self.x, labels, at.eps,
-                steps=at.steps, length=at.step, seed=self.seed,
-            )  # fmt: skip
+            with _first_pass(source) as (logits, gradients):
+                x_adv = craft_by_peer(
+                    attack.impl, attack.name, source, self.x, labels, at.eps,
+                    steps=at.steps, length=at.step, seed=self.seed,
+                )  # fmt: skip
+            if self.victim is None:
+                self.victim = Victim(source, labels, attack.loss, trusted=True)
+                self.victim.observe(logits[0], labels, gradients[0])
+            return x_adv
         return craft_foreign(
             attack.name, source, self.x, labels, at.eps,
             norm=attack.metric, steps=at.steps, options=attack.options, classes=classes, seed=self.seed,
@@ -139,6 +146,24 @@ class Crafting:
         assert self.unit.source is not None
         classes = self.unit.source.classes
         return classes if isinstance(classes, int) else len(classes)
+
+
+@contextmanager
+def _first_pass(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The logits [B, K] of the first pass that somebody else makes of a model, and the gradient at its inputs."""
+    logits: list[Tensor] = []
+    gradients: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        if not logits:
+            logits.append(out.detach())
+            args[0].register_hook(gradients.append)
+
+    hook = model.register_forward_hook(note)
+    try:
+        yield logits, gradients
+    finally:
+        hook.remove()
 
 
 def _pixels(course: Course) -> Course:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import robustmix
 from robustmix import AttackSpec, Suite, attacks, crafting, evaluate
 from robustmix.attacks.foreign import craft_foreign
-from robustmix.crafting import STATE
+from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.errors import EvaluationError
-from robustmix.measurement import COLUMNS, Measured, measure, score
+from robustmix.measurement import COLUMNS, Measured, _measured, measure, score
 from robustmix.participants import Participant
 from robustmix.planning import make_plan
 from robustmix.spec.attack import Course
@@ -269,6 +269,74 @@ def test_logits_a_hundred_times_as_large_are_recorded_as_saturated(workspace: Pa
     assert errors[False, "ce"] < errors[True, "ce"] - 0.1
     assert errors[False, "logodds"] == pytest.approx(errors[True, "logodds"], abs=0.05)
     assert errors[False, "margin"] == errors[True, "margin"]
+
+
+@pytest.mark.parametrize("impl", ["torchattacks", "foolbox"])
+def test_what_saturates_is_recorded_whoever_makes_the_attack(impl: Any, workspace: Path) -> None:
+    pytest.importorskip(impl, reason="needs the extra 'attacks'")
+    kinds = [AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(32,), steps=2)]
+    both = [spec.model_copy(update={"impl": by}) for spec in kinds for by in ("robustmix", impl)]
+    evaluate(
+        suite(*both, AttackSpec(name="pgd", eps=(32,), impl=impl), sources=f"{workspace}/net.py:Scaled", limit=200),
+        workspace=workspace,
+    )
+    found: dict[tuple[object, ...], dict[str, Cell]] = {}
+    for cell in attacked(workspace):
+        found.setdefault((cell.identity.attack, cell.identity.eps_255), {})[cell.identity.impl] = cell
+    for (attack, _), cells in found.items():
+        (state,) = cells[impl].facts.batches
+        if attack == "pgd":
+            assert state.saturated > 0.3
+        else:
+            (ours,) = cells["robustmix"].facts.batches
+            assert (state.gap, state.saturated) == (ours.gap, ours.saturated)
+            # The mean over the batch that torchattacks ascends is smaller, and sooner nothing.
+            assert state.zero_gradient >= ours.zero_gradient > 0.5
+
+
+# ---- nothing waits ---------------------------------------------------------------------------------------
+
+UNWAITED: Final = (
+    AttackSpec(name="fgsm", eps=(16, 32)),
+    AttackSpec(name="ifgsm", eps=(16, 32), steps=2, labels="predicted"),
+    AttackSpec(name="mifgsm", eps=(64,), steps=2, norm="l2"),
+    AttackSpec(name="pgd", eps=(32,), steps=2, restarts=2),
+    AttackSpec(name="signs", eps=(32,), restarts=2),
+    AttackSpec(name="noise", eps=(64,), norm="l2"),
+)
+
+
+def test_a_batch_is_measured_without_a_look_at_a_number(workspace: Path) -> None:
+    """The meta device has shapes and no numbers: whoever waits for one there fails."""
+    meta = torch.device("meta")
+    network = Counted(robustmix.load_model("erm1", workspace=workspace).to(meta), CPU, "32")
+    x, y = (part.to(meta) for part in digits(64))
+    units = make_plan(suite(*UNWAITED), Workspace(workspace)).units
+    assert len(units) == 1 + len(UNWAITED)
+    for unit in units:
+        batch = Crafting(unit, network if unit.source else None, network, x, y, 0)
+        targets = {cell.target.digest: network for cell in unit.cells}
+        found = _measured(batch, torch.arange(64), targets, None, None)
+        assert [column.shape for column in found.values()] == [(len(COLUMNS), 64)] * len(unit.cells)
+        assert all(part.device == meta for part in [*found.values(), *batch.state()])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's")
+def test_the_host_does_not_wait_for_a_gpu_within_a_unit(workspace: Path) -> None:
+    device = torch.device("cuda")
+    network = Counted(robustmix.load_model("erm1", workspace=workspace).to(device), device, "32")
+    split = robustmix.load_data("digits").test.to(device)
+    for unit in make_plan(suite(*UNWAITED), Workspace(workspace)).units:
+        targets = {cell.target.digest: network for cell in unit.cells}
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for number, (x, y) in enumerate(split.batches(torch.arange(128).split(64), device)):
+                batch = Crafting(unit, network if unit.source else None, network, x, y, number)
+                _measured(batch, torch.arange(64), targets, None, None)
+                batch.state()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ STEP, STEEPEST, ASCEND, WALK, BRANCHES = (
     gradient._branches,
 )
 RESTARTED, POINT, SIGNS = engine.restarted, gradient.random_point, gradient.random_signs
-GRADIENT, GRADIENTS, MARGIN, OBSERVE = Victim.gradient, Victim.gradients, Victim.margin, Victim._observe
+GRADIENT, GRADIENTS, MARGIN, REMEMBER = Victim.gradient, Victim.gradients, Victim.margin, Victim._remember
 SETTLE, EXTREMES = Victim._settle, victim.extremes
 FROZEN, CRAFT, IN_ORDER = victim.frozen, engine.craft, engine._in_order
 
@@ -250,28 +250,28 @@ def labels_predicted_anew(self: Victim, logits: Tensor) -> Tensor:
     return self.labels
 
 
-@replaces(Victim, "_observe", "what_gradients_show")
+@replaces(Victim, "_remember", "what_gradients_show")
 def saturated_where_sure(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, zero_gradient)
+    REMEMBER(self, logits, labels, zero_gradient)
     self.saturated = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1) > 0.99
 
 
-@replaces(Victim, "_observe", "what_gradients_show")
+@replaces(Victim, "_remember", "what_gradients_show")
 def saturated_where_any_class_is(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, zero_gradient)
+    REMEMBER(self, logits, labels, zero_gradient)
     self.saturated = (logits.softmax(dim=1) == 1).any(dim=1)
 
 
-@replaces(Victim, "_observe", "what_gradients_show")
+@replaces(Victim, "_remember", "what_gradients_show")
 def gap_between_the_first_two(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, zero_gradient)
+    REMEMBER(self, logits, labels, zero_gradient)
     first, second = logits.topk(2, dim=1).values.unbind(1)
     self.gap = first - second
 
 
-@replaces(Victim, "_observe", "what_gradients_show")
+@replaces(Victim, "_remember", "what_gradients_show")
 def any_gradient_is_zero(self: Victim, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
-    OBSERVE(self, logits, labels, torch.ones_like(zero_gradient))
+    REMEMBER(self, logits, labels, torch.ones_like(zero_gradient))
 
 
 @replaces(victim, "extremes", "what_gradients_show")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustmix.moving import moved
 from robustmix.rng import Stream, generator
 from robustmix.spec.names import Norm
 from robustmix.units import GREY_LEVELS, IMAGES
@@ -69,16 +70,18 @@ def random_signs(x: Tensor, norm: Norm, seed: Sequence[int]) -> Tensor:
     """Directions like x of unit length, every element by plus or minus the same."""
     signs = _rng(seed).integers(0, 2, tuple(x.shape), dtype=np.int8) * 2 - 1
     unit = 1 if norm == "linf" else 1 / math.sqrt(x.shape[1:].numel())
-    return torch.empty_like(x).copy_(torch.from_numpy(signs)).mul_(unit)
+    return torch.empty_like(x).copy_(moved(torch.from_numpy(signs), x.device)).mul_(unit)
 
 
 def random_point(x: Tensor, norm: Norm, seed: Sequence[int]) -> Tensor:
     """Perturbations like x, uniform in the ball of radius 1."""
     rng, shape = _rng(seed), tuple(x.shape)
     if norm == "linf":
-        return torch.empty_like(x).copy_(torch.from_numpy(rng.random(shape, dtype=np.float32))).mul_(2).sub_(1)
-    direction = torch.empty_like(x).copy_(torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)))
-    radius = torch.from_numpy(rng.random(len(x)) ** (1 / x.shape[1:].numel())).to(x)
+        uniform = torch.from_numpy(rng.random(shape, dtype=np.float32))
+        return torch.empty_like(x).copy_(moved(uniform, x.device)).mul_(2).sub_(1)
+    normal = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    direction = torch.empty_like(x).copy_(moved(normal, x.device))
+    radius = moved(torch.from_numpy(rng.random(len(x)) ** (1 / x.shape[1:].numel())).to(x.dtype), x.device)
     return direction * (radius / lengths(direction, "l2")).view(-1, *[1] * (x.ndim - 1))
 
 

@@ -103,13 +103,23 @@ class Victim:
                     "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or "
                     "rounds; make it differentiable, or attack it with square or hopskipjump"
                 )
+        self.observe(logits.detach(), labels, gradient)
+        return gradient
+
+    def observe(self, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
+        """Keep what one pass showed: whether its numbers are any, and of the first how sure the model was.
+
+        Args:
+            logits: [B, K].
+            labels: int64 [B].
+            gradient: with respect to the inputs [B, ...].
+        """
         # Not every loss passes a NaN logit on to its gradient. Minus infinity is how a model rules a class out.
         # By the extremes, which pass a NaN on: a look at each element by itself would take as long as a step.
         low, high = extremes(gradient)
         if not len(self.gap):
-            self._observe(logits.detach().float(), labels, (low == 0) & (high == 0))
-        self._note(low.isfinite() & high.isfinite() & (logits.detach().amax(dim=1) < torch.inf))
-        return gradient
+            self._remember(logits.float(), labels, (low == 0) & (high == 0))
+        self._note(low.isfinite() & high.isfinite() & (logits.amax(dim=1) < torch.inf))
 
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
@@ -152,7 +162,7 @@ class Victim:
         points = len(logits) // max(len(self.labels), 1)
         return self.labels.repeat(points) if points > 1 else self.labels
 
-    def _observe(self, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
+    def _remember(self, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
         # A copy: compiled networks may reuse the memory of their outputs.
         self.logits = logits.clone()
         self.gap = -margin(logits, labels)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustmix.moving import moved
 from robustmix.rng import Stream, generator
 from robustmix.spec.names import Augment
 
@@ -130,10 +131,3 @@ def random_part(width: int, height: int, numbers: np.ndarray) -> Part:
     # No try fits into an image that is very long: the largest part in its middle whose ratio is allowed.
     w, h = min(width, round(height * RATIOS[1])), min(height, round(width / RATIOS[0]))
     return Part((width - w) // 2, (height - h) // 2, w, h, mirrored)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; on a GPU the host does not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

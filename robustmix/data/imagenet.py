@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robustmix.data.augment import Augmentation, Part, Share, moved, part_numbers, random_part
+from robustmix.data.augment import Augmentation, Part, Share, part_numbers, random_part
 from robustmix.data.dataset import Dataset
 from robustmix.data.folder import find_images
 from robustmix.data.images import check_depth, coloured, file_status, opened
 from robustmix.data.memory import as_pixels
 from robustmix.data.stream import StreamedSplit
+from robustmix.moving import moved
 from robustmix.spec.names import Augment
 
 # The shorter side before the cut, and the side of what is cut out (Krizhevsky et al. 2012; Zhang et al. 2018).
@@ -119,7 +120,7 @@ class ImageNetSplit(StreamedSplit):
         shares, ahead = tee(shares)
         items = (list(zip(s.rows.tolist(), part_numbers(augmentation, s), strict=True)) for s in ahead)
         for share, images in zip(shares, self._decoded(items, device, self.read_part), strict=True):
-            yield as_pixels(images, device), moved(self.labels[share.rows], device)
+            yield as_pixels(moved(images, device)), moved(self.labels[share.rows], device)
 
     def digest(self) -> str:
         """SHA-256 of the images and labels; of training examples only names, sizes of the files and labels are read.

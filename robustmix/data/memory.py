@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustmix.data.augment import Augmentation, Share, augment, moved
+from robustmix.data.augment import Augmentation, Share, augment
 from robustmix.errors import DataError
+from robustmix.moving import moved
 from robustmix.spec.names import Augment
 from robustmix.units import GREY_LEVELS, IMAGES
 
@@ -65,8 +66,8 @@ class TensorSplit:
 
     def gather(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs float32 [B, ...] in [0, 1] and labels int64 [B] for indices int64 [B]; images are moved as uint8."""
-        indices = indices.to(self.images.device)
-        return as_pixels(self.images[indices], device), self.labels[indices].to(device, non_blocking=True)
+        rows = moved(indices, self.images.device)
+        return as_pixels(moved(self.images[rows], device)), moved(self.labels[rows], device)
 
     def training_batches(
         self, shares: Iterable[Share], device: torch.device, augmentation: Augmentation
@@ -75,7 +76,7 @@ class TensorSplit:
         for share in shares:
             rows = moved(share.rows, self.images.device)
             images = moved(self.images.index_select(0, rows), device)
-            yield as_pixels(augment(images, augmentation, share), device), moved(self.labels[rows], device)
+            yield as_pixels(augment(images, augmentation, share)), moved(self.labels[rows], device)
 
     def to(self, device: torch.device) -> "TensorSplit":
         """The split on a device, so that gathering moves nothing."""
@@ -106,9 +107,8 @@ class TensorSplit:
         return channel_statistics(self.images.split(COUNTED_AT_ONCE))
 
 
-def as_pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Images as float32 in [0, 1] on a device; uint8 is moved as such and divided there."""
-    images = images.to(device, non_blocking=True)
+def as_pixels(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1], where they are; uint8 is divided."""
     return images if images.is_floating_point() else images.float().div_(GREY_LEVELS)
 
 

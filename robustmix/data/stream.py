@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustmix.data.augment import Augmentation, Share, augment, moved
+from robustmix.data.augment import Augmentation, Share, augment
 from robustmix.data.images import gib, stamps
 from robustmix.data.memory import TensorSplit, as_pixels, channel_statistics, split_digest
 from robustmix.errors import DataError, StoreError
+from robustmix.moving import moved
 from robustmix.progress import Progress, say
 from robustmix.spec.names import Augment
 from robustmix.store.atomic import write_text
@@ -98,7 +99,7 @@ class StreamedSplit(ABC):
             DataError: a file cannot be decoded, or its image has another size.
         """
         for part, images in zip(parts, self._decoded((part.tolist() for part in parts), device), strict=True):
-            yield as_pixels(images, device), moved(self.labels[part.cpu()], device)
+            yield as_pixels(moved(images, device)), moved(self.labels[part.cpu()], device)
 
     def training_batches(
         self, shares: Iterable[Share], device: torch.device, augmentation: Augmentation
@@ -111,7 +112,7 @@ class StreamedSplit(ABC):
         shares, ahead = tee(shares)
         for share, images in zip(shares, self._decoded((share.rows.tolist() for share in ahead), device), strict=True):
             changed = augment(moved(images, device), augmentation, share)
-            yield as_pixels(changed, device), moved(self.labels[share.rows], device)
+            yield as_pixels(changed), moved(self.labels[share.rows], device)
 
     def digest(self) -> str:
         """What `TensorSplit.digest` gives for the same images and labels, remembered while the files stay as they are.
