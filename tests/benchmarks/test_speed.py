@@ -250,13 +250,13 @@ PARTS: Final[Sequence[str]] = (
 )
 
 
-# All parts take turns, so that a machine that slows down for a while slows down all of them.
+# All parts take turns, back and forth, so that a machine that slows down for a while slows down all of them.
 TAKES: Final = [
     (size, name, turn, part)
     for size in WIDTHS
     for name, job in JOBS.items()
     for turn in range(job.turns)
-    for part in PARTS
+    for part in PARTS[:: -1 if turn % 2 else 1]
     if turn < TURNS or part in ("limit", "ours")
 ]
 

@@ -1,0 +1,54 @@
+"""The benchmark's figures: of each turn that two parts had, the median of the ratios."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MAIN: Any = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "ratios.py"))["main"]
+
+# Seconds by turn: the machine is half as fast in the second turn, and the peer had only the first two.
+TAKEN = {
+    ("full", "limit"): [2.0, 4.0, 2.0],
+    ("full", "ours"): [2.1, 4.4, 2.04],
+    ("full", "torchattacks"): [4.2, 11.0],
+    ("full", "ours, bf16"): [1.0, 1.0, 1.0],
+    ("narrow", "limit"): [1.0],
+    ("narrow", "ours"): [3.0],
+}
+
+
+def test_ratios_are_of_the_same_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmarks = [
+        {
+            "stats": {"min": seconds},
+            "params": {"turn": turn},
+            "extra_info": {"job": "a job", "size": size, "part": part, "images": 8, "threads": 1, "changed": 0.25},
+        }
+        for (size, part), all_seconds in TAKEN.items()
+        for turn, seconds in enumerate(all_seconds)
+    ]
+    # In whatever order they ran.
+    run = {"machine_info": {"cpu": {"brand_raw": "a machine"}}, "benchmarks": benchmarks[::-1]}
+    raw, out = tmp_path / "raw.json", tmp_path / "ratios.json"
+    raw.write_text(json.dumps(run))
+    MAIN(raw, out)
+    found = json.loads(out.read_text())
+    assert found["machine"] == {"cpu": "a machine", "threads": 1}
+    full, narrow = sorted(found["jobs"], key=lambda row: str(row["network"]))
+    assert full == {
+        "job": "a job",
+        "network": "full",
+        "images": 8,
+        "ours / limit": pytest.approx(1.05),
+        "torchattacks / ours": pytest.approx((2 + 2.5) / 2),
+        "torchattacks / ours in bf16": pytest.approx((4.2 + 11) / 2),
+        "ours / ours in bf16": pytest.approx(2.1),
+        "largest change of an error by bf16": 0.25,
+    }
+    assert narrow == {"job": "a job", "network": "narrow", "images": 8, "ours / limit": pytest.approx(3)}
+    table = capsys.readouterr().out
+    assert "| a job, full | 1.05 | 2.25 | 7.60 | 2.10 | 25.0 points |" in table
+    assert "| a job, narrow | 3.00 |" in table
