@@ -1,9 +1,8 @@
 """The transfer matrix of models and tensors in memory; no workspace, nothing written."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Final
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmix._version import __version__
+from robustmix.attacks.arguments import check_networks, check_several, check_text, check_whole
 from robustmix.attacks.geometry import longest
 from robustmix.attacks.libraries import check_installed
 from robustmix.attacks.losses import loss_named
@@ -22,14 +22,14 @@ from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
 from robustmix.participants import Participant
 from robustmix.progress import say
-from robustmix.sanity import check_outputs
+from robustmix.sanity import check_outputs, warn_of_chance
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
-from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, halved, make_unit
+from robustmix.work import CLEAN, DEFAULT_BATCH, MOST_EXAMPLES, Unit, halved, make_unit
 
 LOOKED_AT: Final = 4
 IN_MEMORY: Final = "in memory"
@@ -44,12 +44,15 @@ def transfer_matrix(
     steps: int = 10,
     step_size: float | None = None,
     loss: str = "ce",
-    norm: Norm = "linf",
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int | None = None,
     targets: Mapping[str, nn.Module] | None = None,
+    *,
+    norm: Norm = "linf",
     precision: CraftPrecision = "32",
 ) -> pd.DataFrame:
     """Craft on every model, score every model: errors by source, target, attack and budget.
+
+    A model whose accuracy without an attack is chance is named in a warning.
 
     Args:
         models: that craft, by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode
@@ -61,10 +64,11 @@ def transfer_matrix(
         steps: of the iterated attacks.
         step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
         loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
-        norm: of the budgets, ``linf`` or ``l2``.
-        batch_size: examples per batch; halved for all cells where memory runs out, so that all can be compared.
+        batch_size: examples per batch, 256 if not given; halved for all cells where memory runs out, so that all can be
+            compared.
         targets: that are scored, by name; the models if not given. A target that is one of the models is attacked in
             the white box.
+        norm: of the budgets, ``linf`` or ``l2``.
         precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
 
     Returns:
@@ -72,18 +76,21 @@ def transfer_matrix(
         cost no pass where they come along with the first gradient of an attack.
 
     Raises:
-        SpecError: an attack or loss is unknown, a length unusable, or a name stands for two models.
+        SpecError: an attack or loss is unknown, an argument of another kind, a length unusable, or a name stands for
+            two models.
         EvaluationError: a model does not fit the labels, or a measurement would be wrong.
     """
-    _check_arguments(models, targets, attacks, eps, batch_size)
+    _check_models(models, targets)
+    size = DEFAULT_BATCH if batch_size is None else check_whole(batch_size, "batch_size", 1, MOST_EXAMPLES)
     scored = dict(models if targets is None else targets)
     everyone = {**models, **scored}
     if strange := [name for name in models if everyone[name] is not models[name]]:
         raise SpecError(f"{strange[0]!r} names one model among the models and another among the targets")
     split, device = in_memory(everyone, inputs, labels)
-    loss_named(loss)
+    loss_named(check_text(loss, "loss", "ce"))
+    check_text(norm, "norm", "linf")
     given: dict[str, object] = {"loss": loss, "norm": norm, "precision": precision}
-    specs = _specs(attacks, eps, steps, step_size, given, longest(split.images, norm))
+    specs = _specs(attacks, eps, check_whole(steps, "steps", 1), step_size, given, longest(split.images, norm))
     check_installed([spec.name for spec in specs])
     participants = {}
     for name, model in everyone.items():
@@ -95,45 +102,28 @@ def transfer_matrix(
     crafting = list({participants[name].digest: participants[name] for name in models}.values())
     goals = list({participants[name].digest: participants[name] for name in scored}.values())
     on_device = split.to(device)
-    for size in halved(int(batch_size)):
-        halved_from = batch_size if size < batch_size else None
+    for held in halved(size):
+        halved_from = size if held < size else None
         try:
-            units = _units(crafting, specs, goals, size)
+            units = _units(crafting, specs, goals, held)
             cells = [cell for unit in units for cell in measured_cells(unit, on_device, device, halved_from)]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            say(f"memory ran out with batches of {size}: starting again with {size // 2}")
+            say(f"memory ran out with batches of {held}: starting again with {held // 2}")
         else:
+            for cell in cells:
+                if cell.identity.source is None:
+                    _look_at_clean(cell, participants[cell.facts.target_name])
             return results_table(cells, participants.values())
     raise EvaluationError("memory ran out with a single example")
 
 
-def _check_arguments(
-    models: Mapping[str, nn.Module],
-    targets: Mapping[str, nn.Module] | None,
-    attacks: Sequence[str],
-    eps: Sequence[float],
-    batch_size: int,
-) -> None:
-    """Refuse what would otherwise end in somebody else's words.
-
-    Raises:
-        SpecError: an argument is of another kind.
-    """
+def _check_models(models: Mapping[str, nn.Module], targets: Mapping[str, nn.Module] | None) -> None:
     for what, group in (("models", models), ("targets", models if targets is None else targets)):
-        if not isinstance(group, Mapping):
-            raise SpecError(f"{what} must be a dictionary of models by name; got {type(group).__name__}")
+        check_networks(group, what)
         if not group:
             raise SpecError("there is no model to attack" if what == "models" else "there is no target to score")
-        for name, model in group.items():
-            if not isinstance(model, nn.Module):
-                raise SpecError(f"{what}[{name!r}] must be a torch.nn.Module; got {type(model).__name__}")
-    for what, several in (("attacks", attacks), ("eps", eps)):
-        if isinstance(several, str) or not isinstance(several, Iterable):
-            raise SpecError(f"{what} must be a sequence, such as a tuple; got {several!r}")
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise SpecError(f"batch_size={batch_size!r} must be a whole number of at least 1")
 
 
 def in_memory(
@@ -184,11 +174,13 @@ def _specs(
     given: dict[str, object],
     most: float,
 ) -> list[AttackSpec]:
-    given |= {"eps": [_in_units(check_length(length, "eps", most)) for length in eps], "steps": steps}
+    names = [known_attack(check_text(name, "an attack", "fgsm")) for name in check_several(attacks, "attacks")]
+    budgets = [_in_units(check_length(length, "eps", most)) for length in check_several(eps, "eps")]
+    given |= {"eps": budgets, "steps": steps}
     if step_size is not None:
         given["step"] = _in_units(check_length(step_size, "step_size", most))
     specs = []
-    for name in map(known_attack, attacks):
+    for name in names:
         # Steps and norm are meant for our own; what looks for the smallest perturbation has its own defaults.
         own = takes(name) - (frozenset({"steps", "norm"}) if name in MINIMUM_NORM else frozenset())
         specs.append(validate(AttackSpec, {"name": name, **{key: given[key] for key in own & given.keys()}}))
@@ -201,17 +193,34 @@ def _in_units(length: float) -> str:
 
 
 def _images(inputs: Tensor | np.ndarray) -> Tensor:
-    images = torch.as_tensor(inputs).detach().cpu()
+    images = _tensor(inputs, "inputs")
     return images.float() if images.is_floating_point() else images
 
 
 def _whole(labels: Tensor | np.ndarray) -> Tensor:
-    numbers = torch.as_tensor(labels).detach().cpu()
+    numbers = _tensor(labels, "labels")
     if numbers.is_floating_point() or not numbers.numel():
         raise EvaluationError(
             f"labels must be whole numbers [N], at least one; got {numbers.dtype} {list(numbers.shape)}"
         )
     return numbers.long()
+
+
+def _tensor(values: object, what: str) -> Tensor:
+    if isinstance(values, np.ndarray):
+        values = np.ascontiguousarray(values)  # torch takes no array that is read backwards
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise EvaluationError(f"{what} must be a torch.Tensor or a numpy array of numbers; got {kind}") from None
+    return tensor.detach().cpu()
+
+
+def _look_at_clean(cell: Cell, target: Participant) -> None:
+    labels, predictions = (cell.rows[name].to_numpy() for name in ("label", "prediction"))
+    assert isinstance(target.classes, int)
+    warn_of_chance(f"model {target.name!r}", torch.from_numpy(labels == predictions), target.classes)
 
 
 def _device_of(models: Mapping[str, nn.Module]) -> torch.device:

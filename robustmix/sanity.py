@@ -59,6 +59,24 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
     raise EvaluationError(f"{share}; {way_out(name, model, x, y, classes)}")
 
 
+def warn_of_chance(name: str, right: Tensor, classes: int) -> None:
+    """Say so where a model that nobody has looked at guesses; nothing where the examples are too few to tell.
+
+    Args:
+        name: of the model.
+        right: whether each prediction is right, bool [B].
+        classes: K.
+    """
+    # Not only not above chance, as one example always is: also below the middle between chance and no error.
+    middle = (1 + 1 / classes) / 2
+    below = binomtest(int(right.sum()), len(right), middle, alternative="less").pvalue < ALPHA
+    if below and not above_chance(right, classes):
+        say(
+            f"warning: {name}: accuracy {_percent(right)} on {len(right)} examples is chance ({classes} classes): does "
+            "it take pixels in [0, 1], and are its classes those of the labels, in their order?"
+        )
+
+
 def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tensor:
     """Refuse a model whose outputs cannot be right whatever the labels are, and say what to do about it.
 
@@ -132,10 +150,9 @@ def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple
         found["finite"] = (
             f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
         )
-    if bool(((logits >= 0) & (logits <= 1)).all()):
+    if seen := _as_probabilities(logits):
         found["probabilities"] = (
-            f"{name} gives probabilities (nothing outside [0, 1]), which spoil gradients: return logits, drop the "
-            "softmax or sigmoid"
+            f"{name} gives probabilities ({seen}), which spoil gradients: return logits, drop the softmax or sigmoid"
         )
     return found, logits
 
@@ -285,6 +302,21 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     # No inference mode: what a network keeps for later calls could not take part in a gradient then.
     with torch.no_grad():
         return torch.cat([model(part) for part in x.split(CHUNK)])
+
+
+def _as_probabilities(logits: Tensor) -> str:
+    """How outputs [B, K] show that they are probabilities, or shares of something else, as percent are."""
+    if not bool((logits >= 0).all()):
+        return ""
+    if bool((logits <= 1).all()):
+        return "nothing outside [0, 1]"
+    sums = logits.sum(dim=1)
+    # From image to image the outputs change, by more than rounding, and their sum does not. Measured by the outputs'
+    # changes: beside a large constant, as of logits that are shifted above 0, every sum would look the same.
+    changes, of_sums = (float((each - each[:1]).abs().max()) for each in (logits, sums))
+    if SAME * float(logits.max()) < changes and of_sums <= SAME * changes:
+        return f"nothing below 0, and the same sum, {float(sums[0]):.4g}, for every image"
+    return ""
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

@@ -6,6 +6,7 @@ API takes lengths in pixel units (``eps=4/255``). This module is the only place 
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -90,7 +91,12 @@ def to_pixels(budget: float) -> float:
     return budget / GREY_LEVELS
 
 
-def check_length(value: float, what: str, longest: float = IMAGES.high - IMAGES.low) -> float:
+def described(value: object) -> str:
+    """What an error calls a value that is not of the kind expected: itself where that is short, else its type."""
+    return repr(value) if isinstance(value, str | float | int | None) else type(value).__name__
+
+
+def check_length(value: object, what: str, longest: float = IMAGES.high - IMAGES.low) -> float:
     """Check a length in pixel units, as the Python API takes it.
 
     Args:
@@ -99,13 +105,17 @@ def check_length(value: float, what: str, longest: float = IMAGES.high - IMAGES.
         longest: that a perturbation can be; in L-infinity 1, in L2 the square root of the number of pixel values.
 
     Raises:
-        SpecError: not finite, negative, or longer than any perturbation, which is the sign of units of 1/255.
+        SpecError: no number, not finite, negative, or longer than any perturbation, which is the sign of units of
+            1/255.
     """
-    if not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SpecError(f"{what} must be a number, a length in pixel units; got {described(value)}")
+    length = float(value)
+    if not math.isfinite(length) or length < 0:
         raise SpecError(f"{what}={value!r} must be a finite length of at least 0, in pixel units")
-    if value > longest:
+    if length > longest:
         raise SpecError(
             f"{what}={value!r} is longer than any perturbation within the pixel range [0, 1] ({longest:g}): lengths "
-            f"are in pixel units here; write {what}={value:g}/255 for {value:g} grey levels"
+            f"are in pixel units here; write {what}={length:g}/255 for {length:g} grey levels"
         )
-    return value
+    return length

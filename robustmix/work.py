@@ -12,6 +12,8 @@ from robustmix.spec.attack import AttackSpec, Course, takes
 from robustmix.store.cells import CellIdentity, clean_identity
 
 DEFAULT_BATCH: Final = 256
+# Beyond any memory, and well within what torch can split by.
+MOST_EXAMPLES: Final = 2**31 - 1
 
 CLEAN: Final = Course(0, 0, 0)
 

@@ -90,6 +90,8 @@ def test_what_every_attack_takes(name: str) -> None:
         ({"name": "fgsm", "impl": "torchattacks", "norm": "l2"}, "impl = 'torchattacks' makes fgsm with loss ce"),
         ({"name": "pgd", "impl": "foolbox", "restarts": 2}, "one start only"),
         ({"name": "mifgsm", "decay": -0.1}, r"decay = -0.1: input should be greater than or equal to 0"),
+        ({"name": "mifgsm", "decay": 2.01}, r"decay = 2.01: input should be less than or equal to 2"),
+        ({"name": "mifgsm", "decay": 1e39}, r"decay = 1e\+39: input should be less than or equal to 2"),
         ({"name": "mifgsm", "decay": float("nan")}, "decay = nan"),
         ({"name": "mifgsm", "decay": float("inf")}, "decay = inf"),
         ({"name": "pgd", "restarts": 0}, "restarts = 0"),
@@ -113,6 +115,11 @@ def test_what_every_attack_takes(name: str) -> None:
         ),
         ({"name": "ifgsm", "eps": [4], "step": "0 eps/steps"}, "reach only 0/255"),
         ({"name": "pgd", "eps": [4, 12], "step": 1}, "10 steps of 1/255 reach only 10/255, not the budget 12/255"),
+        ({"name": "ifgsm", "step": 300}, "step 300/255 is larger than the whole pixel range, 255/255"),
+        (
+            {"name": "pgd", "eps": [8], "step": "1e9/255"},
+            r"step 1e\+09/255 is larger than the whole pixel range",
+        ),
         ({"name": "square", "eps": [256]}, "budget 256/255 is larger than the whole pixel range, 255/255"),
     ],
 )
@@ -129,6 +136,13 @@ def test_budget_beyond_the_pixel_range_has_a_meaning_in_l2_only(name: str) -> No
     for norm in (None, "linf"):
         with pytest.raises(SpecError, match=r"budget 255\.5/255 is larger than the whole pixel range, 255/255"):
             spec(name, norm=norm, eps=["255.5/255"])
+
+
+def test_steps_may_be_as_long_as_a_perturbation() -> None:
+    """What a rule makes longer, only the projection shortens."""
+    for fields in ({"step": 255}, {"step": 300, "norm": "l2"}, {"step": "2.5 eps/steps", "steps": 1}):
+        (course,) = spec("pgd", eps=[255], **fields).courses(None)
+        assert course.step in (255, 300, 2.5 * 255)
 
 
 @pytest.mark.parametrize("name", names.ATTACKS)

@@ -243,7 +243,7 @@ def check_every_step_counts() -> None:
 def check_momentum() -> None:
     """MI-FGSM steps along the sign of accumulated gradients, each over its 1-norm (Dong et al. 2018, eq. 6)."""
     model, (x, y) = convnet(), digits()
-    for decay in (0.6, 1.0):
+    for decay in (0.6, 1.0, 1.7):
         x_adv, momentum, step = x, torch.zeros_like(x), EPS / 4
         for _ in range(4):
             at = x_adv.detach().requires_grad_()
@@ -962,6 +962,28 @@ def test_works_where_the_caller_has_switched_gradients_off(
         assert torch.equal(attack(model, x.clone(), y.clone(), EPS), expected)
 
 
+def test_momentum_stays_finite() -> None:
+    """However much it grows, over however many steps: a constant gradient is followed straight to the budget."""
+    x, y = middle(dtype=torch.float32), torch.tensor([0, 1] * 4)
+    for norm in ("linf", "l2"):
+        along = attacks.fgsm(linear(2, torch.float32), x, y, 0.2, norm=norm)
+        for decay in (1.0, 2.0):
+            x_adv = attacks.mifgsm(linear(2, torch.float32), x, y, 0.2, 300, norm=norm, decay=decay)
+            torch.testing.assert_close(x_adv, along, rtol=0, atol=1e-4)
+
+
+def test_momentum_of_large_gradients() -> None:
+    """Gradients are divided by their 1-norm where it is beyond float32 as well."""
+    model, x = linear(2, torch.float32), middle(dtype=torch.float32)
+    with torch.no_grad():
+        model[1].bias.zero_()
+        model[1].weight.copy_(torch.tensor([[0.0], [3e37]]).expand(2, 16))
+    y = torch.tensor([0, 1] * 4)
+    x_adv = attacks.mifgsm(model, x, y, 0.05, 4, loss="margin")
+    up = torch.where(y == 0, 0.05, -0.05).view(-1, 1, 1, 1).expand_as(x)
+    torch.testing.assert_close(x_adv - x, up, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["fgsm", "ifgsm", "mifgsm", "pgd"])
 def test_networks_may_use_the_memory_of_their_results_again(name: str, norm: Norm) -> None:
@@ -1059,12 +1081,25 @@ def test_steps_that_cannot_be_taken_are_refused(steps: int, step_size: float | N
     [
         ({"norm": "l1"}, "unknown norm 'l1'; choose from l2, linf"),
         ({"norm": "Linf"}, "unknown norm 'Linf' .*did you mean 'linf'"),
-        ({"decay": -0.1}, "decay=-0.1 must be finite and at least 0"),
+        ({"decay": -0.1}, "decay=-0.1 must be a number from 0 to 2"),
+        ({"decay": 2.01}, "decay=2.01 must be a number from 0 to 2"),
+        ({"decay": 1e39}, r"decay=1e\+39"),
+        ({"decay": "a"}, "decay='a' must be a number from 0 to 2"),
+        ({"decay": True}, "decay=True must be a number"),
         ({"decay": float("nan")}, "decay=nan"),
         ({"decay": float("inf")}, "decay=inf"),
         ({"restarts": 0}, "restarts=0 must be a whole number of at least 1"),
         ({"restarts": 1.5}, "restarts=1.5 must be a whole number"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"steps": "10"}, "steps='10' must be a whole number"),
+        ({"steps": [10]}, "steps=list must be a whole number"),
+        ({"seed": None}, "seed=None must be a whole number of at least 0"),
+        ({"step_size": "kurakin"}, "step_size must be a number, a length in pixel units; got 'kurakin'"),
+        ({"step_size": True}, "step_size must be a number, .* got True"),
+        ({"loss": None}, "loss must be a name, such as 'ce'; got None"),
+        ({"loss": ["ce"]}, "loss must be a name, such as 'ce'; got list"),
+        ({"norm": None}, "norm must be a name, such as 'linf'; got None"),
         ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
         ({"loss": "cw"}, "unknown loss 'cw'"),
         ({"norm": "l2", "step_size": 4.01}, "step_size=4.01 is longer than any perturbation .*(4)"),
@@ -1074,6 +1109,49 @@ def test_options_that_would_be_no_attack_are_refused(options: dict[str, object],
     with pytest.raises(SpecError, match=message) as caught:
         attacks.sweep("pgd", linear(), X, Y, [0.1], **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eps": 0.1}, "eps must be a sequence, such as a tuple; got 0.1"),
+        ({"eps": "4/255"}, "eps must be a sequence, such as a tuple; got '4/255'"),
+        ({"eps": None}, "eps must be a sequence, such as a tuple; got None"),
+        ({"eps": torch.tensor(0.5)}, "eps must be a sequence, such as a tuple; got 0.5"),
+        ({"eps": ["4/255"]}, "eps must be a number, a length in pixel units; got '4/255'"),
+        ({"eps": [0.1, None]}, "eps must be a number, a length in pixel units; got None"),
+        ({"eps": [True]}, "eps must be a number, .* got True"),
+        ({"eps": np.ones((2, 2))}, "eps must be a number, .* got list"),
+        ({"name": None}, "name must be a name, such as 'fgsm'; got None"),
+        ({"model": torch.relu}, "model must be a torch.nn.Module; got builtin_function_or_method"),
+        ({"model": linear}, "model must be a torch.nn.Module; got function"),
+        ({"name": "fgsm", "steps": "ten"}, "steps='ten' must be a whole number"),
+        ({"name": "fgsm", "step_size": 4}, "step_size=4 is longer"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(arguments: dict[str, object], message: str) -> None:
+    good = {"name": "ifgsm", "model": linear(), "x": X, "y": Y, "eps": [0.1]}
+    with pytest.raises(SpecError, match=message) as caught:
+        attacks.sweep(**good | arguments)
+    assert "\n" not in str(caught.value)
+    assert len(list(attacks.sweep(**good))) == 1
+
+
+def test_attacks_at_one_budget_refuse_what_is_no_length() -> None:
+    for call in (attacks.fgsm, attacks.ifgsm, attacks.mifgsm, attacks.pgd):
+        for eps, got in (("4/255", "'4/255'"), ([0.1], "list"), (None, "None")):
+            with pytest.raises(SpecError, match=f"^eps must be a number, a length in pixel units; got {got}$"):
+                call(linear(), X, Y, eps)
+        with pytest.raises(SpecError, match=r"^model must be"):
+            call(torch.relu, X, Y, 0.1)
+
+
+@pytest.mark.parametrize("eps", [np.array([0.1, 0.25]), torch.tensor([0.1, 0.25]), (np.float32(0.1), np.float64(0.25))])
+def test_budgets_may_be_numpy_s_or_torch_s(eps: Sequence[float]) -> None:
+    found = list(attacks.sweep("fgsm", linear(), X, Y, eps))
+    assert [length for length, _ in found] == pytest.approx([0.1, 0.25])
+    assert all(type(length) is float for length, _ in found)
+    assert torch.equal(found[1][1], attacks.fgsm(linear(), X, Y, 0.25))
 
 
 def test_whole_numbers_may_be_numpy_s() -> None:
@@ -1107,6 +1185,11 @@ def test_steps_that_just_reach_the_budget_are_taken() -> None:
         (X, Y.double(), "int64"),
         (X, Y[:2], r"int64 \[3\]"),
         (X, F.one_hot(Y, 3), "labels"),
+        (X, Y[0], r"labels must be int64 \[3\], one per input; got torch.int64 \[\]"),
+        (X, Y.numpy(), "y must be a torch.Tensor; got ndarray: torch.as_tensor makes one"),
+        (X, Y.tolist(), "y must be a torch.Tensor; got list"),
+        (X.numpy(), Y, "x must be a torch.Tensor; got ndarray: torch.as_tensor makes one"),
+        (X[:, 0, 0, 0], Y, r"inputs must be \[B, ...\], one row per example; got \[3\]"),
         (X, Y + 1, "labels run from 1 to 3"),
         (X, Y - 1, "labels run from -1 to 1"),
         (X, Y - 100, "labels run from -100 to -98"),
@@ -1120,6 +1203,11 @@ def test_steps_that_just_reach_the_budget_are_taken() -> None:
         "float",
         "too few",
         "one-hot",
+        "one label",
+        "numpy's labels",
+        "a list of labels",
+        "numpy's inputs",
+        "no rows",
         "too large",
         "negative",
         "the label that cross-entropy ignores",

@@ -229,6 +229,8 @@ def test_unusable_budget_is_refused(eps: float, images: Images, nets: Nets) -> N
 def test_nothing_to_audit_is_refused(images: Images) -> None:
     with pytest.raises(SpecError, match="no model"):
         robustmix.audit_models({}, *images, eps=EPS)
+    with pytest.raises(SpecError, match="models must be a dictionary of models by name, a text each; got 1"):
+        robustmix.audit_models({1: nets["erm"]}, *images, eps=EPS)  # type: ignore[dict-item]
 
 
 def test_middle_budget_is_compared_unless_another_is_named() -> None:

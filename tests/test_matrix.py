@@ -96,6 +96,38 @@ def test_numbers_and_budgets_may_be_numpy_s(models: dict[str, nn.Module], images
     assert figures(found) == figures(transfer_matrix(chosen, *images, ("ifgsm",), tuple(eps), 3, batch_size=32))
 
 
+def test_arguments_stand_in_the_order_of_their_promise(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    """By position and by name, with each default written out; what is beyond them goes by name alone."""
+    mine, (inputs, labels) = {"erm1": models["erm1"]}, images
+    eps = (8 / 255, 32 / 255)
+    found = transfer_matrix(mine, inputs, labels, ("fgsm", "ifgsm"), eps, 10, None, "ce", None, None)
+    named = transfer_matrix(
+        models=mine,
+        inputs=inputs,
+        labels=labels,
+        attacks=("fgsm", "ifgsm"),
+        eps=eps,
+        steps=10,
+        step_size=None,
+        loss="ce",
+        batch_size=None,
+        targets=None,
+    )
+    pd.testing.assert_frame_equal(found, named)
+    pd.testing.assert_frame_equal(found, transfer_matrix(mine, inputs, labels, eps=eps))
+    assert set(found["batch_size"]) == {256}
+    targets = {"mixup1": models["mixup1"]}
+    other = transfer_matrix(mine, inputs, labels, ("ifgsm",), eps, 4, 0.1, "margin", 25, targets)
+    assert set(other["batch_size"]) == {25}
+    assert set(other["target"]) == {"mixup1"}
+    attacked = other[other["role"] == "transfer"]
+    assert [set(attacked[what]) for what in ("steps", "step_255", "loss")] == [{4}, {25.5}, {"margin"}]
+    with pytest.raises(TypeError, match="positional arguments"):
+        transfer_matrix(mine, inputs, labels, ("fgsm",), eps, 10, None, "ce", None, None, "l2")  # type: ignore[misc]
+
+
 def test_targets_are_scored_and_do_not_craft(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
     mine, targets = {"erm1": models["erm1"]}, {"mixup1": models["mixup1"], "erm1": models["erm1"]}
     found = transfer_matrix(mine, *images, attacks=("fgsm",), eps=(32 / 255,), targets=targets)
@@ -325,6 +357,32 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
     "whole numbers": ({"inputs": (X * 255).long()}, DataError, r"got torch.int64"),
     "no logits": ({"models": {"net": Pair()}}, EvaluationError, r"'net' returns tuple, not logits \[B, K\]"),
     "features": ({"models": {"net": nn.Identity()}}, EvaluationError, r"returns \[2, 1, 8, 8\], not logits"),
+    "a step by a rule": (
+        {"step_size": "kurakin"},
+        SpecError,
+        "step_size must be a number, a length in pixel units; got 'kurakin'",
+    ),
+    "a budget in words": ({"eps": ("4/255",)}, SpecError, "eps must be a number, .* got '4/255'"),
+    "budgets in two dimensions": ({"eps": np.ones((2, 2)) / 9}, SpecError, "eps must be a number, .* got list"),
+    "true steps": ({"steps": True}, SpecError, "steps=True must be a whole number of at least 1"),
+    "steps in words": ({"steps": "3"}, SpecError, "steps='3' must be a whole number"),
+    "an attack that is none": ({"attacks": (None,)}, SpecError, "an attack must be a name, such as 'fgsm'; got None"),
+    "a loss that is none": ({"loss": None}, SpecError, "loss must be a name, such as 'ce'; got None"),
+    "a norm that is none": ({"norm": None}, SpecError, "norm must be a name, such as 'linf'; got None"),
+    "a number for a name": (
+        {"models": {1: Flat()}},
+        SpecError,
+        "models must be a dictionary of models by name, a text each; got 1",
+    ),
+    "a number for a target's name": (
+        {"targets": {1: Flat()}},
+        SpecError,
+        "targets must be a dictionary of models by name, a text each; got 1",
+    ),
+    "inputs in words": ({"inputs": "x"}, EvaluationError, "inputs must be a torch.Tensor or a numpy array .*; got str"),
+    "no labels": ({"labels": None}, EvaluationError, "labels must be a torch.Tensor or a numpy array .*; got NoneType"),
+    "labels in words": ({"labels": np.array(["a"])}, EvaluationError, "labels must be a .* array of numbers; got <U1"),
+    "a batch beyond all": ({"batch_size": 2**31}, SpecError, "batch_size=2147483648 must be at most 2147483647"),
     "no batch": ({"batch_size": 0}, SpecError, "batch_size=0 must be a whole number of at least 1"),
     "half a batch": ({"batch_size": 2.5}, SpecError, "batch_size=2.5 must be a whole number"),
     "changed images": (
@@ -354,6 +412,18 @@ def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
     with pytest.raises(kind, match=message) as caught:
         transfer_matrix(**{**GOOD, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_names_are_looked_at_before_anything_is_computed() -> None:
+    network = Flat()
+    network.register_forward_hook(lambda *_: pytest.fail("a pass was made"))
+    with pytest.raises(SpecError, match="targets must be"):
+        transfer_matrix(**{**GOOD, "models": {"net": network}, "targets": {"net": network, 2: network}})
+
+
+def test_inputs_may_be_any_view_of_numpy_s() -> None:
+    found = transfer_matrix(**{**GOOD, "inputs": X.numpy()[::-1], "labels": Y.numpy()[::-1]})
+    assert figures(found) == figures(transfer_matrix(**GOOD))
 
 
 def test_what_the_refusals_change_is_accepted() -> None:
@@ -403,3 +473,46 @@ def test_one_model_under_two_names_is_attacked_in_the_white_box(images: tuple[Te
         ("b", "a"),
         ("b", "b"),
     }
+
+
+# ---- what is said ----------------------------------------------------------------------------------------
+
+
+class Behind(nn.Module):
+    """A network whose inputs and logits are changed."""
+
+    def __init__(self, network: nn.Module, scale: float = 1, order: slice | list[int] = slice(None)) -> None:
+        super().__init__()
+        self.network, self.scale, self.order = network, scale, order
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.scale * x)
+        return logits[:, self.order]
+
+
+def test_models_whose_accuracy_is_chance_are_named(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the clean predictions that are made anyway: those of targets, and of one under two names once."""
+    good = models["erm1"]
+    grey = Behind(good, 1 / 255)
+    targets = {"good": good, "grey": grey, "reversed": Behind(good, order=list(range(9, -1, -1))), "again": grey}
+    found = transfer_matrix({"good": good, "shifted": Behind(good, 0.01)}, *images, ("fgsm",), (0.1,), targets=targets)
+    said = capsys.readouterr().err.splitlines()
+    clean = found[found["role"] == "clean"].set_index("target")["error"]
+    assert clean["good"] < 0.4 < 0.8 < clean[["grey", "reversed"]].min()
+    warning = (
+        "warning: model {!r}: accuracy {:.1f} % on 60 examples is chance (10 classes): does it take pixels in [0, 1], "
+        "and are its classes those of the labels, in their order?"
+    )
+    assert said == [warning.format(name, 100 * (1 - clean[name])) for name in ("again", "reversed")]
+
+
+def test_few_examples_are_no_reason_to_warn(capsys: pytest.CaptureFixture[str]) -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10] - torch.tensor([0.0] + [5] * 9)
+
+    for labels, warned in ((torch.tensor([1]), 0), (torch.ones(3).long(), 0), (torch.ones(6).long(), 1)):
+        transfer_matrix({"net": Constant()}, X[: len(labels)], labels, ("fgsm",), (4 / 255,))
+        assert capsys.readouterr().err.count("is chance") == warned

@@ -22,6 +22,7 @@ from robustmix.sanity import (
     check_outputs,
     output_faults,
     some_images,
+    warn_of_chance,
 )
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import Wrapped
@@ -53,6 +54,12 @@ class Behind(nn.Module):
 
 def probabilities():
     return Behind(lambda z: z.softmax(1))
+
+def percent():
+    return Behind(lambda z: 100 * z.softmax(1))
+
+def rounded_percent():
+    return Behind(lambda z: (10_000 * z.softmax(1)).round() / 100)
 
 def independent_probabilities():
     return Behind(lambda z: z.sigmoid())
@@ -157,6 +164,11 @@ def test_what_is_right_passes_without_a_word(check: Check, tiny: Path, capsys: p
     [
         ("nine_classes", "gives 9 logits, but there are 10 classes"),
         ("probabilities", "gives probabilities (nothing outside [0, 1]), which spoil gradients: return logits,"),
+        (
+            "percent",
+            "gives probabilities (nothing below 0, and the same sum, 100, for every image), which spoil gradients",
+        ),
+        ("rounded_percent", "gives probabilities (nothing below 0, and the same sum, 100, for every image)"),
         ("independent_probabilities", "drop the softmax or sigmoid"),
         ("noisy", "other logits for the same images at every call"),
         ("centred", "gives an image other logits in another batch"),
@@ -205,6 +217,45 @@ def test_outputs_are_checked_without_labels(tiny: Path, images: tuple[Tensor, Te
         check_outputs("mine", nn.Sequential(model, nn.Softmax(dim=1)), x, 10)
 
 
+@pytest.mark.parametrize("few", [1, 2, 4, 360])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z.relu() + 0.5,
+        lambda z: z - z.amin(1, keepdim=True),
+        lambda z: z + 1000,
+        lambda z: 0.01 * z + 5,
+        lambda z: F.softplus(z) + 1,
+        lambda z: z.log_softmax(1),
+        lambda z: 0 * z + torch.arange(10.0),
+        lambda z: 0 * z + 3,
+    ],
+    ids=["relu", "above the least", "shifted", "hardly trained", "softplus", "log-softmax", "constant", "all the same"],
+)
+def test_logits_above_zero_are_no_probabilities(
+    change: Callable[[Tensor], Tensor], few: int, tiny: Path, images: tuple[Tensor, Tensor]
+) -> None:
+    class Changed(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return change(z)
+
+    faults, _ = output_faults("mine", nn.Sequential(load_model("erm1", tiny), Changed()), images[0][:few], 10)
+    assert faults == {}
+
+
+@pytest.mark.parametrize("few", [2, 4, 360])
+@pytest.mark.parametrize("sum_to", [2.0, 100.0, 1e-3])
+def test_shares_of_anything_are_probabilities(
+    sum_to: float, few: int, tiny: Path, images: tuple[Tensor, Tensor]
+) -> None:
+    class Shares(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return sum_to * z.softmax(1)
+
+    faults, _ = output_faults("mine", nn.Sequential(load_model("erm1", tiny), Shares()), images[0][:few], 10)
+    assert list(faults) == ["probabilities"]
+
+
 def test_faults_are_had_without_an_error(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
     x, _ = images
     model = load_model("erm1", tiny)
@@ -243,6 +294,31 @@ def test_chance_is_the_exact_binomial_test(classes: int, count: int) -> None:
     for hits in range(count + 1):
         tail = sum(math.comb(count, k) * p**k * (1 - p) ** (count - k) for k in range(hits, count + 1))
         assert above_chance(torch.arange(count) < hits, classes) == (tail < 0.01)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "classes", "warned"),
+    [
+        (0, 1, 10, False),
+        (1, 1, 10, False),
+        (0, 5, 10, False),
+        (0, 6, 10, True),
+        (2, 6, 2, False),
+        (6, 6, 2, False),
+        (6, 60, 10, True),
+        (13, 60, 10, False),
+        (200, 400, 2, True),
+        (230, 400, 2, False),
+        (0, 4, 1000, False),
+        (0, 60, 1000, True),
+    ],
+)
+def test_chance_is_warned_of_where_the_examples_can_tell(
+    right: int, count: int, classes: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_chance("mine", torch.arange(count) < right, classes)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: mine: accuracy {100 * right / count:.1f} % on {count} ex") if warned else not said
 
 
 def test_missing_normalisation_is_found(check: Check, tiny: Path, images: tuple[Tensor, Tensor]) -> None:

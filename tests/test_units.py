@@ -119,6 +119,14 @@ def test_length_that_is_none_is_refused_by_name(value: float) -> None:
         check_length(value, "step_size")
 
 
+@pytest.mark.parametrize("value", [None, True, "0.1", [0.1], 1j])
+def test_length_that_is_no_number_is_refused_by_name(value: object) -> None:
+    shown = repr(value) if value is None or isinstance(value, str | bool) else type(value).__name__
+    with pytest.raises(SpecError) as caught:
+        check_length(value, "step_size")
+    assert str(caught.value) == f"step_size must be a number, a length in pixel units; got {shown}"
+
+
 def test_longest_length_depends_on_the_norm() -> None:
     assert check_length(8.0, "eps", longest=8) == 8
     with pytest.raises(

@@ -95,7 +95,10 @@ def _onward(branch: _Branch, slope: Tensor, x: Tensor, done: int, norm: Norm, de
     """Where a branch is after its step number ``done``."""
     momentum = None
     if branch.momentum is not None and decay is not None:
-        momentum = slope = decay * branch.momentum + _normalised(slope)
+        # Beyond a decay of 1 the momentum over decay^(done - 1), which has the same direction: itself it would overflow
+        # after a hundred steps.
+        share = max(decay, 1) ** (1 - done)
+        momentum = slope = torch.add(min(decay, 1) * branch.momentum, _normalised(slope), alpha=share)
     for x_adv, together in _branches(branch.x_adv, x, steepest(slope, norm), branch.courses, done, norm):
         yield _Branch(x_adv, momentum, together)
 
@@ -126,7 +129,8 @@ def _branches(
 
 def _normalised(slope: Tensor) -> Tensor:
     """Divided by its mean magnitude, per example: the 1-norm but for a constant; a zero slope stays zero."""
-    mean = slope.abs().mean(dim=tuple(range(1, slope.ndim)), keepdim=True)
+    # Where the sum overflows, by the largest number: over infinity nothing would be left of the slope.
+    mean = slope.abs().mean(dim=tuple(range(1, slope.ndim)), keepdim=True).clamp(max=torch.finfo(slope.dtype).max)
     return slope / torch.where(mean > 0, mean, 1)
 
 

@@ -1,21 +1,21 @@
 """The attacks as functions of a model, inputs, labels and budgets; all lengths in pixel units."""
 
-import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
+from numbers import Real
 from typing import Final, get_args
 
 import torch
 from torch import Tensor, nn
 
+from robustmix.attacks.arguments import check_network, check_several, check_text, check_whole
 from robustmix.attacks.geometry import longest
 from robustmix.attacks.gradient import ascend, baseline, restarted
 from robustmix.attacks.losses import loss_named
 from robustmix.attacks.victim import Victim
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.spec.attack import DEFAULT_DECAY, DEFAULT_STEPS, FOREIGN, ITERATED, PGD_STRIDE, Course
+from robustmix.spec.attack import DEFAULT_DECAY, DEFAULT_STEPS, FOREIGN, ITERATED, MOST_DECAY, PGD_STRIDE, Course
 from robustmix.spec.names import ALIASES, ATTACKS, AttackName, Norm, attack_name, unknown
-from robustmix.units import IMAGES, check_length
+from robustmix.units import IMAGES, check_length, described
 
 NORMS: Final[tuple[Norm, ...]] = get_args(Norm)
 NATIVE: Final = tuple(name for name in ATTACKS if name not in FOREIGN)
@@ -88,8 +88,8 @@ def mifgsm(
 ) -> Tensor:
     """Momentum iterative FGSM (Dong et al. 2018, eq. 6 and 7): as `ifgsm`, along the accumulated gradients.
 
-    Args and errors are those of `ifgsm`; ``decay`` is that of the momentum, in which every gradient is first divided by
-    its 1-norm.
+    Args and errors are those of `ifgsm`; ``decay``, from 0 to 2, is that of the momentum, in which every gradient is
+    first divided by its 1-norm.
     """
     return next(sweep("mifgsm", model, x, y, [eps], steps, step_size, loss, norm, decay=decay))[1]
 
@@ -147,36 +147,39 @@ def sweep(
         loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budgets, ``linf`` or ``l2``.
         restarts: of ``pgd`` and of the baselines: random starts, of which each example keeps the worst.
-        decay: of the momentum of ``mifgsm``.
+        decay: of the momentum of ``mifgsm``, from 0 to 2.
         seed: of random starts and baselines.
 
     Yields:
         (eps, adversarial inputs [B, ...]) in the order given, each its own tensor.
 
     Raises:
-        SpecError: the attack, the loss or the norm is unknown, a number is unusable, or a budget cannot be reached.
+        SpecError: the attack, the loss or the norm is unknown, the model is no module, a number is unusable, or a
+            budget cannot be reached.
         EvaluationError: x, y or a gradient is unusable.
     """
-    attack = _check_name(name)
-    loss_named(loss)
-    if attack not in ITERATED:
-        steps, step_size = 1, None
-    if norm not in NORMS:
+    attack = _check_name(check_text(name, "name", "fgsm"))
+    check_network(model, "model")
+    loss_named(check_text(loss, "loss", "ce"))
+    if check_text(norm, "norm", "linf") not in NORMS:
         raise SpecError(unknown("norm", norm, NORMS))
     for what, count, least in (("steps", steps, 1), ("restarts", restarts, 1), ("seed", seed, 0)):
-        if not isinstance(count, Integral) or count < least:
-            raise SpecError(f"{what}={count!r} must be a whole number of at least {least}")
-    if not 0 <= decay < math.inf:
-        raise SpecError(f"decay={decay!r} must be finite and at least 0")
-    most = longest(x, norm)
-    courses = []
-    for budget in eps:
-        check_length(budget, "eps", most)
-        courses.append(Course(budget, steps, _step_length(attack, budget, steps, step_size, most)))
-    x = x.detach()
+        check_whole(count, what, least)
+    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay <= MOST_DECAY:
+        raise SpecError(f"decay={described(decay)} must be a number from 0 to {MOST_DECAY:g}")
     _check_batch(x, y)
+    most = longest(x, norm)
+    if step_size is not None:
+        step_size = check_length(step_size, "step_size", most)
+    if attack not in ITERATED:
+        steps, step_size = 1, None
+    courses = []
+    for budget in check_several(eps, "eps"):
+        length = check_length(budget, "eps", most)
+        courses.append(Course(length, steps, _step_length(attack, length, steps, step_size)))
+    x = x.detach()
     victim = Victim(model, y, loss)
-    return _in_order(craft(attack, victim, x, courses, norm, restarts, decay, [seed]), courses, victim)
+    return _in_order(craft(attack, victim, x, courses, norm, restarts, float(decay), [seed]), courses, victim)
 
 
 def craft(
@@ -243,10 +246,9 @@ def _check_name(name: str) -> AttackName:
     raise SpecError(unknown("attack", name, [*NATIVE, *(alias for alias in ALIASES if ALIASES[alias] in NATIVE)]))
 
 
-def _step_length(name: AttackName, eps: float, steps: int, step_size: float | None, most: float) -> float:
+def _step_length(name: AttackName, eps: float, steps: int, step_size: float | None) -> float:
     if step_size is None:
         return (PGD_STRIDE if name == "pgd" else 1) * eps / steps
-    check_length(step_size, "step_size", most)
     if steps * step_size < eps * (1 - 1e-9):
         raise SpecError(
             f"{steps} steps of step_size={step_size:g} reach only {steps * step_size:g}, not eps={eps:g}: take more "
@@ -255,13 +257,19 @@ def _step_length(name: AttackName, eps: float, steps: int, step_size: float | No
     return step_size
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
+def _check_batch(x: object, y: object) -> None:
+    if not isinstance(x, Tensor):
+        raise EvaluationError(f"x must be a torch.Tensor; got {type(x).__name__}: torch.as_tensor makes one")
+    if not isinstance(y, Tensor):
+        raise EvaluationError(f"y must be a torch.Tensor; got {type(y).__name__}: torch.as_tensor makes one")
+    if x.ndim < 2:
+        raise EvaluationError(f"inputs must be [B, ...], one row per example; got {list(x.shape)}")
     if x.dtype not in (torch.float32, torch.float64):
         # Half precision could not keep to a budget.
         raise EvaluationError(f"inputs must be float32 or float64 in [0, 1]; got {x.dtype}: divide uint8 images by 255")
-    if len(x) != len(y) or y.ndim != 1 or y.dtype != torch.int64:
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise EvaluationError(f"labels must be int64 [{len(x)}], one per input; got {y.dtype} {list(y.shape)}")
-    low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
+    low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 0.0)
     if not (low >= IMAGES.low and high <= IMAGES.high):
         raise EvaluationError(
             f"inputs run from {low:g} to {high:g}, outside [0, 1]: pass pixels, and put normalisation inside the model"

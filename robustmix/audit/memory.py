@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor, nn
 
+from robustmix.attacks.arguments import check_networks
 from robustmix.attacks.victim import frozen
 from robustmix.audit.battery import FEW, LARGE, battery_over, check_budget
 from robustmix.audit.procedure import audit_units, conclude, costly_units, look, make_record, plant, why_no_square
@@ -43,6 +44,7 @@ def audit_models(
         SpecError: the budget is unusable, or there is no model.
         EvaluationError: a model does not fit the labels, or a measurement would be wrong.
     """
+    check_networks(models, "models")
     if not models:
         raise SpecError("there is no model to audit")
     budget = float(f"{check_length(eps, 'eps') * GREY_LEVELS:.12g}")

@@ -75,6 +75,9 @@ DEFAULT_QUERIES: Final = 5000
 
 DEFAULT_DECAY: Final = 1.0
 
+# As far as Dong et al. (2018, section 4.2) vary it: beyond, hardly anything but the first gradient would count.
+MOST_DECAY: Final = 2.0
+
 KURAKIN: Final = "kurakin"
 
 _RELATIVE: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*?\s*)?eps\s*/\s*steps")
@@ -141,7 +144,7 @@ class AttackSpec(Spec):
             min(eps + 4, 1.25 eps) steps of 1/255 (Kurakin et al. 2017). If not set, ``eps/steps`` (Zhang et al. 2018);
             for ``pgd``, whose start is random, ``2.5 eps/steps`` (Madry et al. 2018).
         restarts: random starts of which each example keeps the worst.
-        decay: of the momentum of ``mifgsm``; 1 if not set.
+        decay: of the momentum of ``mifgsm``, from 0 to 2; 1 if not set.
         queries: forward passes per example of ``square``; 5,000 if not set.
         labels: that the attack moves away from: the ``true`` ones, or those that the source ``predicted`` without an
             attack. The error is against the truth either way.
@@ -158,7 +161,7 @@ class AttackSpec(Spec):
     steps: int | None = Field(default=None, ge=1, le=100_000)
     step: Step | None = None
     restarts: int = Field(default=1, ge=1, le=10_000)
-    decay: float | None = Field(default=None, ge=0)
+    decay: float | None = Field(default=None, ge=0, le=MOST_DECAY)
     queries: int | None = Field(default=None, ge=1, le=1_000_000)
     labels: LabelPolicy = "true"
     seed: int = Field(default=0, ge=0)
@@ -181,6 +184,8 @@ class AttackSpec(Spec):
             raise ValueError(f"impl = {self.impl!r} makes {self.name} with loss ce, norm linf and one start only")
         if self.step == KURAKIN and self.steps is not None:
             raise ValueError("step = 'kurakin' sets the number of steps itself: leave 'steps' out")
+        if isinstance(self.step, float):
+            _check_range("step", self.step, self.metric)
         for eps in self.eps or ():
             self.course(eps)
         return self
@@ -208,8 +213,8 @@ class AttackSpec(Spec):
         Raises:
             SpecError: the budget is larger than any perturbation, or its steps can never reach it.
         """
-        if eps is not None and self.metric == "linf" and eps > GREY_LEVELS:
-            raise SpecError(f"budget {format_budget(eps)}/255 is larger than the whole pixel range, 255/255")
+        if eps is not None:
+            _check_range("budget", eps, self.metric)
         if eps is None or self.name in FOREIGN:
             return Course(eps, self.steps or FOREIGN_STEPS.get(self.name, 0), 0)
         if self.name not in ITERATED:
@@ -267,6 +272,11 @@ def sweep_for(like: str | None, norm: Norm = "linf") -> tuple[float, ...]:
     if norm == "l2":
         return L2_SWEEPS.get(like or "", DEFAULT_L2_SWEEP)
     return SWEEPS.get(like or "", DEFAULT_SWEEP)
+
+
+def _check_range(what: str, length: float, norm: Norm) -> None:
+    if norm == "linf" and length > GREY_LEVELS:
+        raise SpecError(f"{what} {format_budget(length)}/255 is larger than the whole pixel range, 255/255")
 
 
 def check_reach(eps: float, steps: int, step: float) -> None:
