@@ -69,9 +69,10 @@ def crosscheck(
         SpecError: neither peer is installed, or a length is unusable.
         EvaluationError: inputs, labels, a logit or a gradient are unusable.
     """
-    peers = [peer for peer in PEERS if util.find_spec(peer)]
-    if not peers:
+    absent = absent_peers()
+    if len(absent) == len(PEERS):
         check_installed((), PEERS)
+    peers = [peer for peer in PEERS if peer not in absent]
     tallies = {by: _Tally() for by in (OURS, *peers)}
     for x, y in batches:
         ours = attacks.fgsm(model, x, y, eps) if name == "fgsm" else attacks.ifgsm(model, x, y, eps, steps, length)
@@ -81,6 +82,11 @@ def crosscheck(
             theirs = craft_by_peer(peer, name, model, x, y, eps, steps=steps, length=length, seed=(0,))
             tallies[peer].add(theirs, ours, _predict(model, theirs), predicted, y)
     return [tally.shares(by) for by, tally in tallies.items()]
+
+
+def absent_peers() -> list[Peer]:
+    """The peers that are not installed."""
+    return [peer for peer in PEERS if util.find_spec(peer) is None]
 
 
 def crosscheck_line(place: Workspace, name: str) -> str:
@@ -94,10 +100,10 @@ def crosscheck_line(place: Workspace, name: str) -> str:
         name: of the run.
 
     Raises:
-        StoreError: there is no such cell.
+        StoreError: there is no such cell, or its examples are no longer those of the data set.
     """
-    if missing := [peer for peer in PEERS if util.find_spec(peer) is None]:
-        return f"cross-check: not made, {' and '.join(missing)} not installed (pip install 'robustmix[attacks]')"
+    if absent := absent_peers():
+        return f"cross-check: not made, {' and '.join(absent)} not installed (pip install 'robustmix[attacks]')"
     weights = finished_run(place, name).weights
     white = [cell for cell in read_cells(place.cells) if _comparable(cell, weights)]
     if not white:
@@ -107,6 +113,10 @@ def crosscheck_line(place: Workspace, name: str) -> str:
     eps = at.eps_255 or 0.0
     model = load_model(place.run(name))
     test = load_data(cell.facts.data_spec).test.first(cell.rows.num_rows)
+    if test.digest() != at.inputs:
+        raise StoreError(
+            f"{cell.facts.data_spec} has other test examples than run {name!r} was attacked on: attack it again"
+        )
     ours = torch.from_numpy(cell.rows["prediction"].to_numpy().copy())
     parts = [f"robustmix {int((ours != test.labels).sum())} of {len(test)} wrong"]
     for peer in PEERS:

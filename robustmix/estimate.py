@@ -4,35 +4,63 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from robustmix.device import synchronize
+from robustmix.attacks import Victim
+from robustmix.device import is_out_of_memory, synchronize
+from robustmix.errors import EvaluationError
 from robustmix.measurement import score
 from robustmix.planning import Plan
-from robustmix.work import DEFAULT_BATCH
+from robustmix.work import DEFAULT_BATCH, halved
 
 
 def estimate_seconds(plan: Plan, device: torch.device) -> float:
-    """How long the missing work takes, from one timed batch of the first source: our own attacks only."""
-    model = next(iter(plan.participants.values())).load().to(device).eval().requires_grad_(False)
-    size = min(DEFAULT_BATCH, len(plan.inputs))
+    """How long the missing work takes, from one timed batch of the first source: our own attacks only.
+
+    Args:
+        plan: with missing work.
+        device: to compute on.
+
+    Returns:
+        Seconds, without what compiling takes.
+
+    Raises:
+        EvaluationError: the evaluation itself would refuse the model, or memory runs out with a single example.
+    """
+    model = plan.load(next(iter(plan.participants.values())), device)
+    gradients = sum(unit.backward for unit in plan.units)
+    # Not of a model that nothing needs a gradient of: it may have none.
+    forward, slope = _seconds_per_example(plan, model, device, differentiate=gradients > 0)
+    passes = sum(unit.forward for unit in plan.units)
+    return len(plan.inputs) * (gradients * slope + (passes - gradients) * forward)
+
+
+def _seconds_per_example(
+    plan: Plan, model: nn.Module, device: torch.device, *, differentiate: bool
+) -> tuple[float, float]:
+    """What a pass takes, and a gradient with its pass (0 if not asked for), in batches as large as memory allows."""
+    for size in halved(min(DEFAULT_BATCH, plan.units[0].batch_size, len(plan.inputs))):
+        try:
+            return _time_batch(plan, model, device, size, differentiate=differentiate)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+    raise EvaluationError("memory ran out with a single example")
+
+
+def _time_batch(
+    plan: Plan, model: nn.Module, device: torch.device, size: int, *, differentiate: bool
+) -> tuple[float, float]:
     x, y = next(iter(plan.inputs.batches([torch.arange(size)], device)))
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
-    def gradient() -> None:
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            torch.autograd.grad(model(at).sum(), at)
-
-    timings = []
-    passes: tuple[Callable[[], object], ...] = (lambda: score(model, x, y), gradient)
-    for run in passes:
+    def seconds(run: Callable[[], object]) -> float:
         run()
         synchronize(device)
         started = time.perf_counter()
         run()
         synchronize(device)
-        timings.append((time.perf_counter() - started) / size)
-    forward, slope = timings
-    return len(plan.inputs) * sum(
-        unit.backward * slope + (unit.forward - unit.backward) * forward for unit in plan.units
-    )
+        return (time.perf_counter() - started) / size
+
+    victim = Victim(model, y, "ce", trusted=True)
+    return seconds(lambda: score(model, x, y)), seconds(lambda: victim.gradient(x)) if differentiate else 0.0

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from robustmix._version import __version__
 from robustmix.data import Split
-from robustmix.device import compile_network, describe_device, is_out_of_memory, memory_hint
+from robustmix.device import compile_network, describe_device, is_out_of_memory
 from robustmix.errors import EvaluationError, StoreError
-from robustmix.gallery import Gallery, Shown
+from robustmix.gallery import Gallery, Shown, remove_forsaken, remove_parts
 from robustmix.launching import launch
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows
 from robustmix.participants import Participant
 from robustmix.planning import Plan, existing_cell, make_plan, missing_cells
 from robustmix.progress import say
-from robustmix.sanity import check_model, some_images
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.store.atomic import write_atomically
@@ -108,6 +107,8 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     job = _Job(plan, place, team)
     job.check_strangers()
     units = plan.units
+    if units and team.rank == 0:
+        remove_forsaken(place)
     pending = list(enumerate(units, 1))
     computed, told = 0, False
     while pending:
@@ -133,6 +134,8 @@ def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[bool]:
     """Whether this job is the one that computes a unit."""
     if team.rank == 0:
         with claim(place.parts, unit.key) as ours:
+            if ours:
+                remove_parts(place, unit.key)
             yield team.share(ours)
     else:
         yield team.share(False)
@@ -235,12 +238,7 @@ class _Job:
             if compiled:
                 self._models[key] = compile_network(self._model(one, compiled=False), graphs=graphs)
             else:
-                model = one.load().to(self.team.device).eval().requires_grad_(False)
-                if one.run is None:
-                    x, y = some_images(self.plan.data.test, self.team.device)
-                    with memory_hint("--device cpu"):
-                        check_model(one, model, x, y, self.plan.data.classes)
-                self._models[key] = model
+                self._models[key] = self.plan.load(one, self.team.device)
         return self._models[key]
 
     def _facts(

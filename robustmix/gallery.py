@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from robustmix.progress import say
 from robustmix.spec.attack import Course
 from robustmix.store.atomic import write_text
 from robustmix.store.cells import gallery_path
+from robustmix.store.claims import claim, forsaken
 from robustmix.store.gallery import CHANNELS, KEPT, Examples, write_examples
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
@@ -102,4 +104,23 @@ class Gallery:
                 self._part(path).unlink(missing_ok=True)
 
     def _part(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}.{self._claim[:16]}.part")
+        return path.with_name(f".{path.name}{_ending(self._claim)}")
+
+
+def remove_parts(place: Workspace, claimed: str) -> None:
+    """Remove what a job that was killed had kept of a unit; for the one that has the unit's claim now."""
+    for path in place.gallery.glob(f".*{_ending(claimed)}"):
+        with suppress(OSError):  # gone, or another user's
+            path.unlink()
+
+
+def remove_forsaken(place: Workspace) -> None:
+    """Remove what jobs that were killed had kept of units that nobody may ever ask for again, with their claims."""
+    for key in forsaken(place.parts):
+        with claim(place.parts, key) as ours:
+            if ours:
+                remove_parts(place, key)
+
+
+def _ending(claimed: str) -> str:
+    return f".{claimed[:16]}.part"

@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from robustmix.attacks.libraries import check_installed
 from robustmix.data import Dataset, Split, load_data
+from robustmix.device import memory_hint
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.participants import Participant, find_participants, is_foreign
 from robustmix.progress import say
+from robustmix.sanity import check_model, some_images
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.suite import Suite, match_runs
-from robustmix.store.cells import Cell, CellIdentity, gallery_path, trusted_cell
+from robustmix.store.cells import Cell, CellIdentity, trusted_cell
+from robustmix.store.gallery import has_images
 from robustmix.store.runs import common_data, finished_run, run_names
 from robustmix.store.workspace import Workspace
 from robustmix.units import GREY_LEVELS, format_budget
-from robustmix.work import CLEAN, DEFAULT_BATCH, Unit, halved, make_unit
+from robustmix.work import CLEAN, DEFAULT_BATCH, MOST_EXAMPLES, Unit, halved, make_unit
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class Plan:
         """The missing work."""
         return tuple(unit for one in self.everything if (unit := one.only(self.missing)))
 
+    def load(self, one: Participant, device: torch.device) -> nn.Module:
+        """A participant's model on a device, in eval mode and frozen; somebody else's is looked over first.
+
+        Raises:
+            EvaluationError: it is not what it should be, or memory runs out.
+        """
+        with memory_hint("--device cpu"):
+            model = one.load().to(device).eval().requires_grad_(False)
+            if one.run is None:
+                check_model(one, model, *some_images(self.data.test, device), self.data.classes)
+        return model
+
 
 def make_plan(
     suite: Suite,
@@ -75,8 +91,8 @@ def make_plan(
         CheckpointError: a run is missing or unfinished, or weights cannot be had.
         EvaluationError: a model does not fit the data.
     """
-    if batch_size < 1:
-        raise SpecError(f"batch size {batch_size} must be at least 1")
+    if not 1 <= batch_size <= MOST_EXAMPLES:
+        raise SpecError(f"batch size {batch_size} must be at least 1 and at most {MOST_EXAMPLES}")
     check_suite_installed(suite)
     sources, targets = suite.source_patterns, suite.target_patterns
     data = load_data(suite.data or _own_data(place, sources), data_root, stream=stream, workers=workers)
@@ -133,7 +149,7 @@ def missing_cells(unit: Unit, place: Workspace) -> list[str]:
 def _own_data(place: Workspace, sources: Sequence[str]) -> str:
     names = match_runs(tuple(one for one in sources if not is_foreign(one)), run_names(place), "run")
     if not names:
-        raise SpecError("--data is missing: nothing that crafts is a run of the workspace, which would name what to attack on")
+        raise SpecError("--data is missing: nothing that crafts is a run, which would name what to attack on")
     return common_data([finished_run(place, name) for name in names])
 
 
@@ -163,7 +179,7 @@ def existing_cell(place: Workspace, identity: CellIdentity, *, save_images: bool
             continue
         if save_images:
             rounded = cell.rows["prediction_uint8"].null_count == 0
-            if not (rounded and gallery_path(place.gallery, candidate).exists()):
+            if not (rounded and has_images(place.gallery, candidate, cell.rows.num_rows)):
                 return None
         return cell
     return None
@@ -187,15 +203,17 @@ def _check_fit(one: Participant, data: Dataset) -> None:
 
 
 def _check_lengths(suite: Suite, data: Dataset) -> None:
-    """Refuse budgets in L2 that no perturbation of these images can have."""
+    """Refuse budgets and steps in L2 that no perturbation of these images can have."""
     longest = GREY_LEVELS * math.sqrt(math.prod(data.shape))
     for spec in suite.attack:
         for course in spec.courses(data.like) if spec.metric == "l2" else ():
-            if course.eps is not None and course.eps > longest:
-                raise SpecError(
-                    f"budget {format_budget(course.eps)}/255 in l2 is longer than any perturbation of images "
-                    f"{list(data.shape)} within the pixel range, {format_budget(round(longest, 1))}/255"
-                )
+            fixed = spec.step if isinstance(spec.step, float) else None
+            for what, length in (("budget", course.eps), ("step", fixed)):
+                if length is not None and length > longest:
+                    raise SpecError(
+                        f"{what} {format_budget(length)}/255 in l2 is longer than any perturbation of images "
+                        f"{list(data.shape)} within the pixel range, {format_budget(round(longest, 1))}/255"
+                    )
 
 
 def _few(names: Sequence[str]) -> str:

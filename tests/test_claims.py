@@ -10,7 +10,7 @@ import pytest
 
 from robustmix.errors import StoreError
 from robustmix.store import claims
-from robustmix.store.claims import claim, holder
+from robustmix.store.claims import claim, forsaken, holder
 
 # Claims every key, says which it got, and keeps them until it is told to stop.
 CONTENDER = """
@@ -189,3 +189,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file.unit\.claim cannot be written"), claim(tmp_path / "file", "unit"):
         pass
+
+
+@knows_processes
+def test_forsaken_are_the_claims_of_dead_jobs_alone(tmp_path: Path) -> None:
+    assert forsaken(tmp_path / "nowhere") == []
+    abandon(tmp_path, "b", "a")
+    now = time.time()
+    for key in ("b", "a"):
+        os.utime(tmp_path / f"{key}.claim", (now, now))
+    with claim(tmp_path, "alive"):
+        os.utime(tmp_path / "alive.claim", (now, now - claims.STALE - 1))
+        assert forsaken(tmp_path) == ["a", "b"]
+    assert forsaken(tmp_path) == ["a", "b"], "looking takes nothing over"
+
+
+def test_a_job_elsewhere_is_given_longer_where_nobody_waits_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "unit.claim"
+    path.write_text(json.dumps({"host": "node7", "pid": 2**22 + 1, "started": 5, "realm": "another boot pid:[1]"}))
+    touched = path.stat().st_mtime
+    os.utime(path, (touched, touched - claims.GONE + 10))
+    assert forsaken(tmp_path) == []
+    os.utime(path, (touched, touched - claims.GONE - 1))
+    assert forsaken(tmp_path) == ["unit"]

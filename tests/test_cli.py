@@ -72,6 +72,7 @@ BAD_INPUT = {
     "attack --source erm1 --attack mifgsm --decay=-1": ["decay", "0"],
     "attack --source erm1 --limit 0": ["limit", "1"],
     "attack --source erm1 --batch-size 0": ["batch size 0"],
+    "attack --source erm1 --batch-size 99999999999999999999": ["batch size 99999999999999999999", "2147483647"],
     "attack --source erm1 --normalize cifar10": ["--normalize cifar10 has no use", "FILE.py:FACTORY"],
     "attack --source none.py:make --data digits": ["none.py"],
     "attack --source none.py:make": ["--data"],

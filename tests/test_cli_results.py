@@ -4,6 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -200,6 +201,48 @@ def test_all_formats_say_the_same(place: Workspace, call: Call) -> None:
     assert [f"{100 * error:.1f}" for error in frame["error"]] == errors
     _, _, *rows = printed("markdown").splitlines()
     assert [re.findall(r"([\d.]+)% \|", row)[0] for row in rows] == errors
+
+
+def test_rows_of_other_batches_or_of_another_version_of_a_library_are_told_apart(tmp_path: Path, call: Call) -> None:
+    place = Workspace(tmp_path)
+    add_run(place, "erm1", *RUNS["erm1"])
+    own = read_run(place, "erm1").weights or ""
+    deepfool, fgsm = {"name": "deepfool"}, {"name": "fgsm", "eps": [4]}
+
+    def add(fields: dict[str, Any], size: int, version: str | None = None) -> None:
+        (identity,) = identities(fields, own, own, size)
+        for one in (identity.model_copy(update={"library": version}), identity.clean()):
+            write_cell(place.cells, make_cell(one, N, target_name="erm1"))
+
+    def table(form: str = "table") -> list[list[str]]:
+        done = call("results", "--format", form)
+        assert done.code == 0, done.err
+        return [line.split() for line in done.out.splitlines()]
+
+    add(fgsm, 256)
+    add(deepfool, 256, "foolbox 3.3.4")
+    assert not {"library", "batch"} & set(table()[0])
+    assert list(pd.read_csv(io.StringIO(call("results", "--format", "csv").out))["library"].dropna()) == [
+        "foolbox 3.3.4"
+    ]
+    add(fgsm, 64)
+    head, _, *rows = table()
+    assert head[:7] == ["source", "target", "role", "attack", "batch", "size", "eps"]
+    assert [row[3:5] for row in rows] == [["clean", size] for size in ("64", "256")] + [
+        ["deepfool", "256"],
+        ["fgsm", "64"],
+        ["fgsm", "256"],
+    ]
+    add(deepfool, 256, "foolbox 3.4.0")
+    head, _, *rows = table()
+    assert head[:8] == ["source", "target", "role", "attack", "library", "batch", "size", "eps"]
+    assert [row[3:7] for row in rows if row[3] == "deepfool"] == [
+        ["deepfool", "foolbox", version, "256"] for version in ("3.3.4", "3.4.0")
+    ]
+    assert [row[4] for row in rows if row[3] == "fgsm"] == ["-", "-"]
+    assert len({" ".join(row) for row in rows}) == len(rows) == 6
+    read = Latex(call("results", "--format", "latex").out)
+    assert read.rows[0][2:5] == ["Attack", "Library", "Batch size"]
 
 
 def test_nothing_is_an_empty_text(tmp_path: Path, call: Call) -> None:

@@ -1,8 +1,14 @@
 """``robustmix compare``: what it prints against counting, and what it refuses."""
 
+import statistics
+from dataclasses import replace
+from math import inf
+from operator import lt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binomtest
 from synthetic import INPUTS, RUNS, N, add_run, clean_of, identities, make_cell, wrong
@@ -11,7 +17,7 @@ from robustmix.cli.compare import compare
 from robustmix.cli.options import Place
 from robustmix.errors import SpecError, StoreError
 from robustmix.stats import paired_interval
-from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, write_cell
+from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, read_cells, write_cell
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 
@@ -111,7 +117,7 @@ def test_errors_are_readable_at_120_columns(made: Workspace, capsys: pytest.Capt
 
 
 def test_smallest_breaking_budgets_are_those_of_the_cells(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, breaking, _ = printed(made, capsys, "erm1", "mixup1")
+    _, _, breaking, *_ = printed(made, capsys, "erm1", "mixup1")
     rows = breaking[3:]
     threats = [f"{source} {label} " for source in ("itself", "erm2") for label in ("FGSM", "I-FGSM, 10 steps")]
     assert all(" ".join(row).startswith(threat) for row, threat in zip(rows, threats, strict=True))
@@ -127,6 +133,44 @@ def test_smallest_breaking_budgets_are_those_of_the_cells(made: Workspace, capsy
     assert row.startswith("itself FGSM 3 "), "the budget that only one was attacked with is left out"
     shares = " ".join(f"{count / N:.1%}" for count in (*never, earlier, later, N - earlier - later))
     assert f" {shares} {p:.2g} " in row
+
+
+def test_smallest_perturbations_are_those_of_the_cells(
+    made: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing but such an attack; what a third network crafted says nothing of the two."""
+    place = Workspace(tmp_path)
+    (tmp_path / "runs").symlink_to(made.root / "runs")
+    lengths: list[list[float]] = []
+    for name, source in (("erm1", "erm1"), ("mixup1", "mixup1"), ("erm1", "erm2"), ("mixup1", "erm2")):
+        (found,) = cells(made, DEEPFOOL, source, name)
+        norms = np.random.default_rng(len(lengths)).integers(1, 9, N).astype("float32") / 255
+        place_of = found.rows.column_names.index("norm")
+        found = replace(found, rows=found.rows.set_column(place_of, "norm", pa.array(norms)))
+        for one in (found, clean_of(made, found)):
+            write_cell(place.cells, one)
+        anyway = wrong(clean_of(made, found))
+        broken = zip(anyway, wrong(found), norms.tolist(), strict=True)
+        lengths.append([0 if now else 255 * norm if then else inf for now, then, norm in broken])
+    head, smallest = printed(place, capsys, "erm1", "mixup1")
+    assert len(head) == 2
+    *_, row = smallest
+    one, other = lengths[:2]
+    smaller, larger = (sum(map(lt, *order)) for order in ((one, other), (other, one)))
+    differences = [b - a for a, b in zip(one, other, strict=True) if min(a, b) < inf]
+    medians = [f"{median:.4g}/255" if (median := statistics.median(own)) < inf else "never" for own in (one, other)]
+    shares = [f"{count / N:.1%}" for count in (smaller, larger, N - smaller - larger)]
+    p, difference = binomtest(smaller, smaller + larger).pvalue, statistics.median(differences)
+    assert row == ["DeepFool,", "L-infinity", *medians, *shares, f"{p:.2g}", f"{difference:+.4g}"]
+    assert min(smaller, larger, N - smaller - larger) > 3
+    titles = " ".join(" ".join(line) for line in smallest)
+    assert "median of mixup1 less erm1 in 1/255, where it breaks one of them" in titles
+
+    for cell in read_cells(place.cells):
+        if cell.identity.source in (digest(place, "erm1"), digest(place, "mixup1")):
+            cell_path(place.cells, cell.identity).unlink()
+    with pytest.raises(StoreError, match="no attack has been made on both erm1 and mixup1"):
+        compare("erm1", "mixup1", place=Place(tmp_path))
 
 
 def test_worst_case_is_over_what_both_have_been_under(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ from robustmix import AttackSpec, Suite, attacks
 from robustmix.cli.crosscheck import crosscheck as verb
 from robustmix.cli.options import Machine, Place
 from robustmix.crosscheck import Comparison, crosscheck, crosscheck_line
-from robustmix.errors import SpecError, StoreError
+from robustmix.errors import EvaluationError, SpecError, StoreError
 from robustmix.evaluation import evaluate
-from robustmix.store.cells import read_cells, write_cell
+from robustmix.store.cells import cell_path, read_cells, write_cell
 from robustmix.store.workspace import Workspace
 
 pytest.importorskip("torchattacks", reason="pip install robustmix[attacks]")
@@ -75,11 +75,16 @@ def test_a_difference_is_counted(tiny: Path) -> None:
 
 
 def test_peers_that_are_missing_are_left_out_and_without_any_it_says_so(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: there(name) if name == "foolbox" else None)
     assert [one.by for one in compare(tiny, "fgsm", *digits(8))] == [OURS, "foolbox"]
+    assert verb(target=["erm1"], eps=["16"], limit=8, machine=CPU, place=Place(tiny)) == 0
+    printed = capsys.readouterr()
+    assert "warning: torchattacks is left out: it is not installed (pip install 'robustmix[attacks]')" in printed.err
+    assert "foolbox is left out" not in printed.err
+    assert "torchattacks" not in printed.out
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"not installed: pip install 'robustmix\[attacks\]'$"):
         verb(target=["erm1"], eps=["16"], limit=8, machine=CPU, place=Place(tiny))
@@ -127,6 +132,7 @@ def test_a_prediction_that_differs_is_exit_code_1(tiny: Path, capsys: pytest.Cap
         ({"eps": ["16"], "steps": 2, "step_size": "4"}, "reach only 8/255"),
         ({"limit": 0}, "limit = 0: input should be greater than or equal to 1"),
         ({"batch_size": 0}, "batch size 0 must be at least 1"),
+        ({"batch_size": 2**70}, "batch size 1180591620717411303424 must be .* at most 2147483647"),
         ({"target": ["erm9"]}, "unknown run 'erm9'"),
         ({"target": ["net.py:Centred"]}, "--data is missing"),
         ({"normalize": "0.5/0.5"}, "--normalize 0.5/0.5 has no use"),
@@ -171,6 +177,51 @@ def test_anybody_s_model_is_checked_too(
     assert foreign == errors(target=["mixup1"], place=Place(tiny, quiet=True))
     verb(**given, target=["net.py:Centred"], normalize="0.5/0.01", data="digits", place=Place(tmp_path))
     assert "with --normalize 0.5/0.5 it would be" in capsys.readouterr().err
+
+
+GREEDY = """
+import torch
+from torch import nn
+import robustmix
+
+class Net(nn.Module):
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+        self.network = robustmix.load_model("erm1", workspace={workspace!r})
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.network(x)
+
+def greedy():
+    return Net(100)
+
+def enormous():
+    return Net(1)
+"""
+
+
+@pytest.mark.parametrize(("net", "way_out"), [("greedy", "a smaller --batch-size"), ("enormous", "--device cpu")])
+def test_memory_that_runs_out_is_one_line(net: str, way_out: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(GREEDY.format(workspace=str(tiny)))
+    given: dict[str, Any] = {"target": [f"{tmp_path}/net.py:{net}"], "data": "digits", "eps": ["16"], "limit": 101}
+    with pytest.raises(EvaluationError, match=f"^memory ran out; try {way_out}$"):
+        verb(**given, machine=CPU, place=Place(tmp_path))
+
+
+def test_the_line_is_of_the_examples_that_were_attacked(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tiny / "runs")
+    wanted = Suite(version=1, title="t", sources=("erm1",), attack=(AttackSpec(name="ifgsm", eps=(32,)),), limit=20)
+    evaluate(wanted, workspace=tmp_path)
+    assert "I-FGSM-10 on erm1" in crosscheck_line(Workspace(tmp_path), "erm1")
+    for cell in read_cells(tmp_path / "results/cells"):
+        other = cell.identity.model_copy(update={"inputs": "0" * 64})
+        cell_path(tmp_path / "results/cells", cell.identity).unlink()
+        write_cell(tmp_path / "results/cells", replace(cell, identity=other))
+    with pytest.raises(StoreError, match="digits has other test examples than run 'erm1' was attacked on"):
+        crosscheck_line(Workspace(tmp_path), "erm1")
 
 
 def test_the_line_compares_a_cell_with_both_peers(tiny: Path, tmp_path: Path) -> None:

@@ -12,20 +12,8 @@ from hypothesis import strategies as st
 from robustmix.errors import SpecError, StoreError
 from robustmix.stats import sign_test
 from robustmix.store.cells import ROWS, Cell, CellFacts, CellIdentity, clean_identity
-from robustmix.store.examples import (
-    both_correct,
-    breaking,
-    by_sweep,
-    common_attacks,
-    crafted,
-    id_of,
-    one_data_set,
-    one_test_set,
-    paired_breaking,
-    preferred,
-    side_by_side,
-    worst_case,
-)
+from robustmix.store.choosing import by_sweep, crafted, id_of, one_data_set, one_test_set, preferred, side_by_side
+from robustmix.store.examples import both_correct, breaking, common_attacks, paired_breaking, paired_norms, worst_case
 from robustmix.store.results import attack_columns
 from robustmix.store.sweeps import sweeps
 
@@ -170,6 +158,49 @@ def test_bounds_hold_for_the_true_budgets(truth: list[tuple[float, float]]) -> N
     assert paired.later <= sum(b < a for a, b in truth)
 
 
+# ---- the smallest perturbation that an attack finds -------------------------------------------------------
+
+DEEPFOOL = {"attack": "deepfool", "norm": "linf", "steps": 50, "step_255": 0}
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.tuples(st.booleans(), st.booleans(), st.sampled_from([0.5, 1.0, 2.0, 3.0]))] * 2),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_smallest_perturbations_are_compared_example_by_example(
+    examples: list[tuple[tuple[bool, bool, float], tuple[bool, bool, float]]],
+) -> None:
+    cells = []
+    for side, target in enumerate((A, B)):
+        anyway, broken, norms = (list(part) for part in zip(*(both[side] for both in examples), strict=True))
+        attacked = cell(fgsm(None, target, target, **DEEPFOOL), broken, [norm / 255 for norm in norms])
+        cells.append((attacked, clean(target, anyway)))
+    (first, first_clean), (second, second_clean) = cells
+    found = paired_norms(first, second, first_clean, second_clean)
+    one, other = (
+        [0 if now else norm if then else math.inf for now, then, norm in (both[side] for both in examples)]
+        for side in (0, 1)
+    )
+    smaller = sum(a < b for a, b in zip(one, other, strict=True)), sum(b < a for a, b in zip(one, other, strict=True))
+    assert (found.smaller, found.ties) == (smaller, len(one) - sum(smaller))
+    assert found.p == sign_test(*smaller)
+    assert found.medians == pytest.approx((statistics.median(one), statistics.median(other)))
+    differences = [b - a for a, b in zip(one, other, strict=True) if min(a, b) < math.inf]
+    expected = statistics.median(differences) if differences else math.nan
+    assert found.difference == pytest.approx(expected, nan_ok=True)
+
+
+def test_smallest_perturbations_on_different_examples_cannot_be_compared() -> None:
+    one, other = (
+        (cell(fgsm(None, **DEEPFOOL, inputs=inputs), [True]), clean(A, [False], inputs)) for inputs in (INPUTS, B)
+    )
+    with pytest.raises(StoreError, match="different test examples"):
+        paired_norms(one[0], other[0], one[1], other[1])
+
+
 # ---- the worst of several attacks -------------------------------------------------------------------------
 
 
@@ -236,6 +267,28 @@ def test_one_of_the_cells_that_differ_by_batch_size_alone_is_taken() -> None:
     assert {one.identity.eps_255: one.identity.batch_size for one in found.values()} == {1: 4, 4: 8, 8: 8, 16: 8}
     newer = cell(fgsm(4, attack_version=2), [True])
     assert preferred([*odd, *usual, newer])[0] is newer
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+def test_of_two_versions_of_a_library_the_newer_is_taken(newer_first: bool) -> None:
+    made = [cell(fgsm(4, impl="foolbox", library=f"foolbox 3.{minor}.0"), [True]) for minor in (10, 9)]
+    assert preferred(made if newer_first else made[::-1]) == made
+
+
+def test_cells_made_alike_stand_beside_each_other() -> None:
+    """One target was attacked in batches of 8 and 4, the other in 4 alone, as by `crafted` it would meet 8 here."""
+    ones = [cell(fgsm(eps, batch_size=size), [True]) for eps in (1, 4) for size in (8, 4)]
+    others = [cell(fgsm(1, B, B, batch_size=4), [True]), cell(fgsm(4, B, B, batch_size=2), [True])]
+    assert {one.identity.batch_size for one in crafted(ones, A, A).values()} == {8}
+    for first, second, cells in ((A, B, [*ones, *others]), (B, A, [*others, *ones])):
+        sides = side_by_side(cells, first, second)[None]
+        of = {side: {one.identity.eps_255: one.identity.batch_size for one in sides[side].values()} for side in (0, 1)}
+        a, b = (of[0], of[1]) if first == A else (of[1], of[0])
+        assert (a[1], b[1]) == (4, 4)
+        assert b[4] == 2, "nothing was made alike: each its own"
+    newer = [cell(fgsm(1, t, t, library=f"foolbox {v}"), [True]) for t, v in ((A, "3.4"), (A, "3.3"), (B, "3.3"))]
+    sides = side_by_side(newer, A, B)[None]
+    assert {one.identity.library for side in sides for one in side.values()} == {"foolbox 3.3"}
 
 
 def test_budgets_of_a_sweep_ascend_and_attacks_without_one_are_left_out() -> None:

@@ -1,5 +1,6 @@
 """The examples that every unit leaves behind: which, where, and that they cost nothing."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmix import evaluation
+from robustmix import evaluation, gallery
 from robustmix.errors import EvaluationError
 from robustmix.evaluation import compute
-from robustmix.gallery import Shown
+from robustmix.gallery import Gallery, Shown, remove_forsaken
 from robustmix.planning import Plan, make_plan
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.suite import Suite
+from robustmix.store import claims
 from robustmix.store.cells import Cell, gallery_path, read_cells
+from robustmix.store.claims import claim
 from robustmix.store.gallery import read_examples
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
@@ -166,3 +169,67 @@ def test_channels_last_images_are_kept_in_their_own_order(place: Workspace) -> N
     assert found is not None
     assert (found.clean == levels.numpy()).all()
     assert (found.adversarial == levels.numpy() + 32).all()
+
+
+# ---- what is damaged or half done ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 500])
+def test_damaged_images_are_computed_again(place: Workspace, capsys: pytest.CaptureFixture[str], length: int) -> None:
+    compute(plan_of(place, ATTACKS[0], save_images=True), place, Team(CPU))
+    whole = kept(place)
+    path = next(place.gallery.glob("*.npy"))
+    path.write_bytes(whole[path.name][:length])
+    capsys.readouterr()
+    again = plan_of(place, ATTACKS[0], save_images=True)
+    assert len(again.missing) == 2, "one budget, two targets"
+    assert capsys.readouterr().err.count(f"warning: {path} holds no images that can be read") == 1
+    assert compute(again, place, Team(CPU)) == 2
+    assert kept(place) == {**whole, f"{path.name}.damaged": whole[path.name][:length]}
+    assert not plan_of(place, ATTACKS[0], save_images=True).missing
+
+
+def killed(place: Workspace, plan: Plan) -> tuple[str, list[Path]]:
+    """What a job leaves that was killed while it kept the images of a plan's attack: its claim's key, and files."""
+    unit = plan.everything[1]
+    for file in Gallery(unit, place, plan.inputs, Team(CPU), unit.key)._files.values():
+        file.close()
+    place.parts.mkdir(parents=True, exist_ok=True)
+    dead = {**claims._self(), "started": -1}
+    (place.parts / f"{unit.key}.claim").write_text(json.dumps(dead))
+    return unit.key, sorted(place.gallery.glob(".*.part"))
+
+
+knows_processes = pytest.mark.skipif(claims._realm() is None, reason="the system has no /proc")
+
+
+@knows_processes
+def test_parts_of_a_killed_job_are_removed_before_anything_else_is_computed(place: Workspace) -> None:
+    _, parts = killed(place, plan_of(place, ATTACKS[0], save_images=True))
+    assert len(parts) == 2
+    compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
+    assert not list(place.gallery.glob(".*"))
+    assert not list(place.parts.iterdir())
+
+
+def test_parts_of_a_live_job_stay(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(place, ATTACKS[0], save_images=True)
+    key, parts = killed(place, plan)
+    (place.parts / f"{key}.claim").unlink()
+    with claim(place.parts, key):
+        remove_forsaken(place)
+        compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
+        monkeypatch.setattr(gallery, "forsaken", lambda folder: [key])
+        remove_forsaken(place)  # a job that has taken over a moment ago
+        assert sorted(place.gallery.glob(".*.part")) == parts
+    assert len(parts) == 2
+
+
+def test_parts_of_other_budgets_go_with_the_unit_that_is_computed_again(place: Workspace) -> None:
+    key, parts = killed(place, plan_of(place, ATTACKS[0], save_images=True))
+    (place.parts / f"{key}.claim").unlink()
+    stranger = place.gallery / f".{'0' * 64}.npy.{'1' * 16}.part"
+    stranger.touch()
+    compute(plan_of(place, AttackSpec(name="fgsm", eps=(32,)), save_images=True), place, Team(CPU))
+    assert len(parts) == 2
+    assert list(place.gallery.glob(".*")) == [stranger], "nobody knows whose it is"

@@ -139,7 +139,7 @@ def test_other_attacks_are_shown_where_the_usual_ones_have_no_examples(tmp_path:
 def test_what_is_left_out_is_told_from_what_was_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, cells = workspace(tmp_path)
     folder = collect(place, "r")
-    assert "None were kept" in render(folder).read_text(encoding="utf-8")
+    assert "None are kept" in render(folder).read_text(encoding="utf-8")
     for name in ("erm1", "mixup1"):
         write_examples(place.gallery, cells[name, "fgsm", 4].identity, examples(4, (2, 3, 96, 96)))
     folder = collect(place, "r")
@@ -151,4 +151,38 @@ def test_what_is_left_out_is_told_from_what_was_not_kept(tmp_path: Path, monkeyp
     monkeypatch.setattr("robustmix.report.gallery_view.MOST_CHARACTERS", 1)
     text = render(folder).read_text(encoding="utf-8")
     assert "all left out to keep this page small" in text
-    assert "None were kept" not in text
+    assert "None are kept" not in text
+
+
+def test_damaged_examples_are_left_out_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, cells = workspace(tmp_path)
+    first, second = (
+        write_examples(place.gallery, cells[name, "fgsm", 4].identity, examples(4)) for name in ("erm1", "erm2")
+    )
+    collect(place, "r")
+    first.write_bytes(first.read_bytes()[:500])
+    folder = collect(place, "r")
+    assert capsys.readouterr().err == (
+        f"warning: {first} holds no examples that can be read (BadZipFile); it is set aside as {first.name}.damaged\n"
+    )
+    assert [path.name for path in (folder / "examples").iterdir()] == [second.name], "nor does an older copy stay"
+    assert "erm2 under white-box FGSM at 4/255" in render(folder).read_text(encoding="utf-8")
+    collect(place, "r")
+    assert capsys.readouterr().err == "", "said once"
+
+
+def test_a_damaged_copy_is_left_out_of_the_page_and_made_again_with_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, cells = workspace(tmp_path)
+    original = write_examples(place.gallery, cells["erm1", "fgsm", 4].identity, examples(4))
+    folder = collect(place, "r")
+    copy = folder / "examples" / original.name
+    copy.write_bytes(b"PK")
+    assert "None are kept" in render(folder).read_text(encoding="utf-8")
+    assert capsys.readouterr().err == (
+        f"warning: {copy} holds no examples that can be read (ValueError); they are left out of the page\n"
+    )
+    assert copy.read_bytes() == b"PK", "rendering changes nothing but the page"
+    collect(place, "r")
+    assert copy.read_bytes() == original.read_bytes()

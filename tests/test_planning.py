@@ -107,9 +107,12 @@ def test_a_cell_without_its_images_counts_as_missing_where_images_are_wanted(
     rows = found.rows.set_column(9, "prediction_uint8", found.rows["prediction"])
     write_cell(place.cells, replace(found, rows=rows))
     assert existing_cell(place, own["fgsm"], save_images=True) is None, "scored on images that are gone"
-    place.gallery.mkdir(exist_ok=True)
-    gallery_path(place.gallery, own["fgsm"]).touch()
+    images = gallery_path(place.gallery, own["fgsm"])
+    np.save(images, np.zeros((16, 1, 8, 8), np.uint8))
     assert existing_cell(place, own["fgsm"], save_images=True)
+    np.save(images, np.zeros((15, 1, 8, 8), np.uint8))
+    assert existing_cell(place, own["fgsm"], save_images=True) is None
+    assert images.with_suffix(".npy.damaged").exists()
 
 
 def test_batch_sizes_are_halved_down_to_one() -> None:
@@ -247,6 +250,9 @@ def test_l2_budgets_beyond_the_diagonal_of_the_range_are_refused(workspace: Path
     make_plan(suite(AttackSpec(name="fgsm", norm="l2", eps=(2040,))), Workspace(workspace))
     with pytest.raises(SpecError, match=r"budget 3000/255 in l2 is longer than any .* \[1, 8, 8\] .* 2040/255$"):
         make_plan(suite(AttackSpec(name="fgsm", norm="l2", eps=(3000,))), Workspace(workspace))
+    steps = AttackSpec(name="ifgsm", norm="l2", eps=(200,), step=3000)
+    with pytest.raises(SpecError, match=r"step 3000/255 in l2 is longer than any .* 2040/255$"):
+        make_plan(suite(steps), Workspace(workspace))
 
 
 @pytest.mark.parametrize(("eps", "warned"), [((14, 15), "eps 14 is below"), ((15,), ""), ((0.5,), "eps 0.5 is below")])
@@ -268,9 +274,11 @@ def test_images_of_one_grey_cannot_be_attacked(tiny: Path) -> None:
         planning._warn(suite(AttackSpec(name="fgsm")), data, grey)
 
 
-def test_batches_hold_an_example_at_least(tiny: Path) -> None:
-    with pytest.raises(SpecError, match="batch size 0 must be at least 1"):
-        make_plan(suite(AttackSpec(name="fgsm")), Workspace(tiny), batch_size=0)
+@pytest.mark.parametrize("size", [0, -1, 2**31, 10**20])
+def test_batches_hold_an_example_at_least_and_can_be_counted(size: int, tiny: Path) -> None:
+    with pytest.raises(SpecError, match=f"^batch size {size} must be at least 1 and at most 2147483647$"):
+        make_plan(suite(AttackSpec(name="fgsm")), Workspace(tiny), batch_size=size)
+    assert make_plan(suite(AttackSpec(name="fgsm")), Workspace(tiny), batch_size=2**31 - 1).units
 
 
 def test_results_of_cells_that_are_gone_say_what_to_do(workspace: Path) -> None:

@@ -1,6 +1,9 @@
 """Files of a workspace: whole or absent, cells that are what their names promise, and the table made of them."""
 
+import hashlib
+import io
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,11 +23,13 @@ from robustmix.stats import wilson
 from robustmix.store import atomic
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.cells import (
+    BLANK,
     ROWS,
     BatchState,
     Cell,
     CellFacts,
     CellIdentity,
+    _sealed,
     cell_path,
     clean_identity,
     gallery_path,
@@ -251,24 +256,59 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def table_of(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        return pq.read_table(file)
+
+
+def with_metadata(table: pa.Table, **changes: str | bytes) -> pa.Table:
+    new = {f"robustmix.{name}".encode(): value for name, value in changes.items()}
+    return table.replace_schema_metadata({**table.schema.metadata, **new})
+
+
+def seal(path: Path, table: pa.Table) -> None:
+    """Write a file that is as it says itself, whatever it holds."""
+    content = io.BytesIO()
+    pq.write_table(with_metadata(table, sha256=BLANK), content)
+    path.write_bytes(_sealed(content.getvalue()))
+
+
 def drop_a_column(path: Path) -> None:
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    pq.write_table(table.drop_columns(["gap"]), path)
+    seal(path, table_of(path).drop_columns(["gap"]))
 
 
-def drop_the_metadata(path: Path) -> None:
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    pq.write_table(table.replace_schema_metadata(None), path)
+def change_a_columns_type(path: Path) -> None:
+    table = table_of(path)
+    seal(path, table.set_column(5, "gap", table["gap"].cast(pa.float64())))
 
 
 def change_the_identity(path: Path) -> None:
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    metadata = dict(table.schema.metadata)
-    metadata[b"robustmix.identity"] = attacked(eps_255=64.0).model_dump_json().encode()
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    seal(path, with_metadata(table_of(path), identity=attacked(eps_255=64.0).model_dump_json()))
+
+
+def drop_the_metadata(path: Path) -> None:
+    pq.write_table(table_of(path).replace_schema_metadata(None), path)
+
+
+def drop_the_digest(path: Path) -> None:
+    table = table_of(path)
+    kept = {key: value for key, value in table.schema.metadata.items() if key != b"robustmix.sha256"}
+    pq.write_table(table.replace_schema_metadata(kept), path)
+
+
+def digest_in(path: Path) -> bytes:
+    return pq.read_metadata(path).metadata[b"robustmix.sha256"]
+
+
+def change_a_prediction(path: Path) -> None:
+    table = table_of(path)
+    changed = table.set_column(2, "prediction", pa.array([9] * table.num_rows, pa.int32()))
+    pq.write_table(with_metadata(changed, sha256=digest_in(path)), path)
+
+
+def change_the_facts(path: Path) -> None:
+    facts = FACTS.model_copy(update={"target_name": "erm1"})
+    pq.write_table(with_metadata(table_of(path), facts=facts.model_dump_json(), sha256=digest_in(path)), path)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +320,12 @@ def change_the_identity(path: Path) -> None:
         overwrite,
         empty,
         drop_a_column,
-        drop_the_metadata,
+        change_a_columns_type,
         change_the_identity,
+        drop_the_metadata,
+        drop_the_digest,
+        change_a_prediction,
+        change_the_facts,
     ],
 )
 def test_cell_that_is_not_what_its_name_promises_is_set_aside(
@@ -305,6 +349,37 @@ def test_cell_that_is_not_what_its_name_promises_is_set_aside(
     assert not path.exists()
 
 
+def test_file_names_the_sha256_that_it_has_with_other_words_in_its_place(tmp_path: Path) -> None:
+    write_cell(tmp_path, CELL)
+    path = cell_path(tmp_path, CELL.identity)
+    content, digest = path.read_bytes(), digest_in(path)
+    assert content.count(digest) == 1
+    words = b"SHA-256 of this file with these words in its place.............."
+    assert len(words) == len(digest)
+    assert hashlib.sha256(content.replace(digest, words)).hexdigest().encode() == digest
+
+
+def test_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    labels = [draw.randrange(10) for _ in range(400)]
+    norms = [draw.random() for _ in labels]
+    whole = cell(attacked(), labels, [draw.randrange(10) for _ in labels], norms, rounded=labels)
+    write_cell(tmp_path, whole)
+    path = cell_path(tmp_path, whole.identity)
+    content = path.read_bytes()
+    for place in draw.sample(range(8 * len(content)), 500):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_cell(path)
+        except StoreError:
+            continue
+        assert (found.identity, found.facts, found.rows) == (whole.identity, whole.facts, whole.rows)
+    path.write_bytes(content)
+    assert read_cell(path).rows == whole.rows
+
+
 def test_cell_is_trusted_only_if_it_is_whole(tmp_path: Path) -> None:
     assert trusted_cell(tmp_path, CELL.identity) is None
     write_cell(tmp_path, CELL)
@@ -314,14 +389,16 @@ def test_cell_is_trusted_only_if_it_is_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"{CELL.key}.damaged"]
 
 
-def test_cell_of_another_version_is_left_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for each in (CELL, CLEAN_ERM):
+@pytest.mark.parametrize("digest", [True, False])
+def test_cell_of_another_version_is_left_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], digest: bool
+) -> None:
+    other = replace(CELL, identity=CELL.identity.model_copy(update={"version": 1}))
+    for each in (other, CLEAN_ERM):
         write_cell(tmp_path, each)
-    path = cell_path(tmp_path, CELL.identity)
-    table = pq.read_table(path)
-    metadata = {**table.schema.metadata}
-    metadata[b"robustmix.identity"] = metadata[b"robustmix.identity"].replace(b'"version":2', b'"version":1')
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    path = cell_path(tmp_path, other.identity)
+    if not digest:
+        drop_the_digest(path)
     with pytest.raises(StoreError, match="written by another version of robustmix"):
         read_cell(path)
     assert read_cells(tmp_path) == [CLEAN_ERM]

@@ -1,5 +1,6 @@
 """A few images of every unit, clean and adversarial, as files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from synthetic import INPUTS
 
 from robustmix.errors import StoreError
 from robustmix.store.cells import CellIdentity, gallery_path
-from robustmix.store.gallery import Examples, examples_path, read_examples, write_examples
+from robustmix.store.gallery import (
+    Examples,
+    examples_path,
+    has_images,
+    read_examples,
+    trusted_examples,
+    write_examples,
+)
 
 
 def identity(**changes: Any) -> CellIdentity:
@@ -106,3 +114,81 @@ def test_a_flipped_byte_is_one_line_or_nothing(tmp_path: Path) -> None:
             except StoreError:
                 refused += 1
     assert refused > len(content)
+
+
+def test_damaged_examples_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trusted_examples(tmp_path, identity()) is None
+    path = write_examples(tmp_path, identity(), examples())
+    found = trusted_examples(tmp_path, identity())
+    assert found is not None
+    assert (found.clean == examples().clean).all()
+    assert capsys.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[:300])
+    assert trusted_examples(tmp_path, identity()) is None
+    aside = f"{path.name}.damaged"
+    assert [one.name for one in tmp_path.iterdir()] == [aside]
+    assert capsys.readouterr().err == (
+        f"warning: {path} holds no examples that can be read (BadZipFile); it is set aside as {aside}\n"
+    )
+
+
+def test_damaged_examples_that_cannot_be_set_aside_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write_examples(tmp_path, identity(), examples())
+    path.write_bytes(b"")
+    monkeypatch.setattr(Path, "replace", refused)
+    assert trusted_examples(tmp_path, identity()) is None
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {path} holds no examples that can be read")
+    assert "cannot be set aside: " in err
+    assert err.count("\n") == 1
+
+
+# ---- all images ------------------------------------------------------------------------------------------
+
+IMAGES = np.arange(20 * 3 * 5 * 5, dtype=np.uint8).reshape(20, 3, 5, 5)
+
+
+def test_whole_images_are_there_and_missing_ones_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not has_images(tmp_path, identity(), 20)
+    np.save(gallery_path(tmp_path, identity()), IMAGES)
+    assert has_images(tmp_path, identity(), 20)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:100],
+        lambda content: content[:500],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: content.replace(b"(20, 3", b"(10, 3"),
+        lambda content: content.replace(b"(20, 3", b"(10, 6"),
+        lambda content: content.replace(b"|u1", b"|i1"),
+        lambda content: b"no file of numpy's, but a longer one" * 100,
+    ],
+)
+def test_damaged_images_are_set_aside(
+    damage: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gallery_path(tmp_path, identity())
+    np.save(path, IMAGES)
+    content = damage(path.read_bytes())
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    assert not has_images(tmp_path, identity(), 20)
+    aside = path.with_name(f"{path.name}.damaged")
+    assert [*tmp_path.iterdir()] == [aside]
+    assert aside.read_bytes() == content
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {path} ")
+    assert err.endswith(f"; it is set aside as {aside.name}\n")
+    assert err.count("\n") == 1
+    assert not has_images(tmp_path, identity(), 20), "another job may have set it aside"
+    assert capsys.readouterr().err == ""

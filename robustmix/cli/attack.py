@@ -47,15 +47,15 @@ class How:
         step_size: Of an iteration: a length in units of 1/255, eps/steps, 2.5eps/steps, or kurakin, which is min(eps +
             4, 1.25 eps) iterations of 1/255 [default: eps/steps; 2.5eps/steps for pgd].
         restarts: Random starts of pgd, signs and noise, of which each example keeps the worst [default: 1].
-        decay: Of the momentum of mifgsm [default: 1].
+        decay: Of the momentum of mifgsm, from 0 to 2 [default: 1].
         queries: Of square, per example [default: 5000].
         labels: Move away from the true labels, or from those that the source predicted; the error is always against the
             truth [default: true].
         seed: Of random starts, baselines and other libraries' attacks [default: 0].
         precision: Of the passes that craft; scoring is always in float32 [default: 32].
         impl: Whose fgsm, ifgsm and pgd [default: robustmix].
-        compile: Compile the models (on a GPU as CUDA graphs) and let budgets share small passes: faster after half a
-            minute, and a few signs may flip.
+        compile: Compile the models (on a GPU as CUDA graphs) and let budgets share small passes: faster after about a
+            minute per network, and a few signs may flip.
     """
 
     eps: Annotated[list[str] | None, Several] = None
@@ -225,5 +225,6 @@ def _print_plan(plan: "Plan", device: "torch.device") -> None:
         rows.append([unit.title, budgets, str(len(unit.cells)), *passes])
     print_table(["unit", "eps (1/255)", "cells missing", "forward", "backward"], rows, numeric=(2, 3, 4))
     seconds = estimate_seconds(plan, device)
+    compiled = ", without compiling" if any(unit.compiled for unit in plan.units) else ""
     foreign = "" if all(row[-1] != "?" for row in rows) else "; other libraries' attacks not counted"
-    print(f"passes are per example; about {seconds:,.0f} s on {device}, judged by one timed batch{foreign}")
+    print(f"passes are per example; about {seconds:,.0f} s on {device}{compiled}, judged by one timed batch{foreign}")

@@ -1,7 +1,7 @@
 """``robustmix compare``."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, isnan
 from typing import TYPE_CHECKING
 
 from robustmix.cli.options import Place
@@ -23,8 +23,9 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     Each is attacked in the white box, and with what every third network crafted that attacked both. Prints the errors,
     also among the examples that both classify correctly without an attack (there: the difference of the two with its
     95 % interval, and p of McNemar's exact test); the smallest
-    budget that breaks an example (p: sign test); and the worst case over all attacks that both have been under. This
-    speaks of two networks: how two methods differ takes several seeds of each.
+    budget that breaks an example (p: sign test); the smallest perturbation that breaks one in the white box, of attacks
+    that look for it; and the worst case over all attacks that both have been under. This speaks of two networks: how
+    two methods differ takes several seeds of each.
 
     Args:
         first: A run, or a model as 'robustmix results' names it.
@@ -33,7 +34,7 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     """
     workspace = place.enter()
     from robustmix.store.cells import read_cells
-    from robustmix.store.examples import one_data_set, one_test_set, side_by_side
+    from robustmix.store.choosing import one_data_set, one_test_set, side_by_side
     from robustmix.store.results import attack_columns, foreign_bearers
     from robustmix.store.runs import read_run, run_names
     from robustmix.store.sweeps import sweeps
@@ -43,7 +44,13 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     one, other = (_weights(name, bearers) for name in (first, second))
     if one == other:
         raise SpecError(f"{first} and {second} have the same weights: there is nothing to compare")
-    attacked = [cell for cell in cells if cell.identity.source and cell.identity.target in (one, other)]
+    # What looks for the smallest perturbation looks for it in one network: it says nothing of another one.
+    attacked = [
+        cell
+        for cell in cells
+        if cell.identity.target in (one, other)
+        and (cell.identity.source == cell.identity.target or (cell.identity.source and cell.identity.eps_255))
+    ]
     on_both = [{c.identity.inputs for c in attacked if c.identity.target == target} for target in (one, other)]
     attacked = [cell for cell in attacked if cell.identity.inputs in set.intersection(*on_both)]
     if attacked:
@@ -65,6 +72,7 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     _print_errors(first, second, named, known, by_key)
     _print_breaking(first, second, named, known, by_key)
     if None in threats:
+        _print_smallest(first, second, threats[None], known, by_key)
         _print_worst_case(first, second, threats[None], known, by_key)
 
 
@@ -77,6 +85,7 @@ def _weights(name: str, bearers: Sequence["Bearer"]) -> str:
 
 Named = Sequence[tuple[str, dict[str, "Cell"], dict[str, "Cell"]]]
 Known = dict[str, tuple["Sweep", ...]]
+White = tuple[dict[str, "Cell"], dict[str, "Cell"]]
 
 
 def _print_errors(first: str, second: str, threats: Named, known: Known, by_key: dict[str, "Cell"]) -> None:
@@ -116,7 +125,8 @@ def _print_errors(first: str, second: str, threats: Named, known: Known, by_key:
 
 def _print_breaking(first: str, second: str, threats: Named, known: Known, by_key: dict[str, "Cell"]) -> None:
     from robustmix.cli.tables import print_table
-    from robustmix.store.examples import breaking, by_sweep, paired_breaking
+    from robustmix.store.choosing import by_sweep
+    from robustmix.store.examples import breaking, paired_breaking
     from robustmix.store.results import clean_cell
 
     rows = []
@@ -150,16 +160,48 @@ def _print_breaking(first: str, second: str, threats: Named, known: Known, by_ke
     print_table(header, rows, numeric=range(2, len(header)))
 
 
+def _print_smallest(first: str, second: str, white: White, known: Known, by_key: dict[str, "Cell"]) -> None:
+    from robustmix.cli.tables import format_length, print_table
+    from robustmix.store.examples import paired_norms
+    from robustmix.store.results import clean_cell
+
+    rows = []
+    for key, one in sorted(white[0].items(), key=lambda item: known[item[0]][0].label):
+        if one.identity.eps_255 is not None:
+            continue
+        other = white[1][key]
+        found = paired_norms(one, other, clean_cell(one, by_key), clean_cell(other, by_key))
+        rows.append(
+            [
+                known[key][0].label,
+                *map(format_length, found.medians),
+                *(f"{count / one.rows.num_rows:.1%}" for count in (*found.smaller, found.ties)),
+                f"{found.p:.2g}",
+                "-" if isnan(found.difference) else f"{found.difference:+.4g}",
+            ]
+        )
+    if not rows:
+        return
+    print(
+        "\nSmallest perturbation that an attack finds in the white box: 0 where a network errs anyway, never where the"
+    )
+    print(f"attack fails; difference: median of {second} less {first} in 1/255, where it breaks one of them")
+    medians, smaller = ([f"{text}\n{name}" for name in (first, second)] for text in ("median", "smaller"))
+    header = ["attack", *medians, *smaller, "ties", "p", "difference"]
+    print_table(header, rows, numeric=range(1, len(header)))
+
+
 def _print_worst_case(
     first: str,
     second: str,
-    white: tuple[dict[str, "Cell"], dict[str, "Cell"]],
+    white: White,
     known: Known,
     by_key: dict[str, "Cell"],
 ) -> None:
     from robustmix.cli.tables import print_table
     from robustmix.stats import wilson
-    from robustmix.store.examples import common_attacks, id_of, worst_case
+    from robustmix.store.choosing import id_of
+    from robustmix.store.examples import common_attacks, worst_case
     from robustmix.store.results import clean_cell
 
     cells = dict(zip((first, second), white, strict=True))

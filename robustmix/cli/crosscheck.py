@@ -61,25 +61,29 @@ def crosscheck(
     import torch
 
     from robustmix.cli.tables import print_table
+    from robustmix.crosscheck import PEERS, absent_peers
     from robustmix.crosscheck import crosscheck as compare
-    from robustmix.device import pick_device
+    from robustmix.device import memory_hint, pick_device
     from robustmix.planning import make_plan
     from robustmix.progress import say
-    from robustmix.sanity import check_model, some_images
 
     plan = make_plan(suite, workspace, batch_size=batch_size, data_root=machine.data_root)
     device = pick_device(machine.device)
     batches = torch.arange(len(plan.inputs)).split(batch_size)
     rows, same = [], True
+    if len(absent := absent_peers()) < len(PEERS):
+        for peer in absent:
+            say(f"warning: {peer} is left out: it is not installed (pip install 'robustmix[attacks]')")
     for name, participant in plan.participants.items():
-        model = participant.load().to(device)
-        check_model(participant, model, *some_images(plan.data.test, device), plan.data.classes)
+        model = plan.load(participant, device)
         for kind, course in [(kind, course) for kind, spec in specs.items() for course in spec.courses(plan.data.like)]:
             assert course.eps is not None
             say(f"{name}: {kind}, eps {echo_budget(course.eps)}")
             budget, length = to_pixels(course.eps), to_pixels(course.step)
             inputs = plan.inputs.batches(batches, device)
-            for one in compare(model, inputs, name=kind, eps=budget, steps=course.steps, length=length):
+            with memory_hint("a smaller --batch-size"):
+                found = compare(model, inputs, name=kind, eps=budget, steps=course.steps, length=length)
+            for one in found:
                 label = kind if kind == "fgsm" else f"{kind}-{course.steps}"
                 rows.append([name, label, f"{format_budget(course.eps)}/255", *_columns(one)])
                 same = same and one.predictions == 0

@@ -37,8 +37,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: S
 def result_columns(results: "pd.DataFrame") -> dict[str, list[str]]:
     """The columns of a results table that one reads first, as texts by heading; some only where they say something."""
     rows = [{str(key): value for key, value in row.items()} for row in results.to_dict("records")]
+    libraries = set(results["library"].dropna())
     spoken = {
         "data": results["data"].nunique() > 1,
+        # Where two rows may else be equal: a library says its name and its version.
+        "library": len(libraries) > len({library.split()[0] for library in libraries}),
+        "batch size": results["batch_size"].nunique() > 1,
         "median norm": results["norm_median_255"].notna().any(),
         "rounded": results["error_uint8"].notna().any(),
     }
@@ -48,8 +52,10 @@ def result_columns(results: "pd.DataFrame") -> dict[str, list[str]]:
         "target": [row["target"] for row in rows],
         "role": [row["role"] for row in rows],
         "attack": [attack_label(row, brief=True) for row in rows],
+        "library": [row["library"] or "-" for row in rows],
+        "batch size": [str(row["batch_size"]) for row in rows],
         "eps": [_eps(row["eps_255"]) for row in rows],
-        "median norm": [_length(row["norm_median_255"]) for row in rows],
+        "median norm": [format_length(row["norm_median_255"]) for row in rows],
         "error": [f"{row['error']:.1%}" for row in rows],
         "95 % Wilson": [f"{100 * row['error_low']:.1f} - {100 * row['error_high']:.1f}" for row in rows],
         "rounded": [_share(row["error_uint8"]) for row in rows],
@@ -68,7 +74,8 @@ def _eps(eps: float) -> str:
     return f"{format_budget(eps)}/255" if eps else "0"
 
 
-def _length(length: float) -> str:
+def format_length(length: float) -> str:
+    """A smallest perturbation in units of 1/255: ``12.5/255``, ``never`` for infinite, ``-`` for NaN."""
     return "-" if math.isnan(length) else "never" if math.isinf(length) else f"{format_budget(length)}/255"
 
 
@@ -94,9 +101,8 @@ def _say_what_failed(results: "pd.DataFrame") -> None:
 def print_results(results: "pd.DataFrame") -> None:
     """Print a results table, and warn of sources whose loss had nothing left to say."""
     columns = result_columns(results)
-    numeric = [
-        index for index, name in enumerate(columns) if name not in ("data", "source", "target", "role", "attack")
-    ]
+    texts = ("data", "source", "target", "role", "attack", "library")
+    numeric = [index for index, name in enumerate(columns) if name not in texts]
     print_table(list(columns), list(zip(*columns.values(), strict=True)), numeric)
     _say_what_failed(results)
 

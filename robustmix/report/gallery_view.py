@@ -11,10 +11,12 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from robustmix.errors import StoreError
+from robustmix.progress import say
 from robustmix.report.evidence import EXAMPLES
 from robustmix.report.material import Material
 from robustmix.report.text import budget, percent
-from robustmix.store.cells import Cell
+from robustmix.store.cells import Cell, CellIdentity
 from robustmix.store.gallery import Examples, read_examples
 from robustmix.units import GREY_LEVELS
 
@@ -105,10 +107,7 @@ def gallery(material: Material, folder: Path) -> Gallery:
 
     Of the attacks that publications mean by FGSM and I-FGSM; where none were kept of these, of all others. The strips
     are cut to as many images as together stay below `MOST_CHARACTERS`, and where one of each is too many the last ones
-    are left out.
-
-    Raises:
-        StoreError: the file of some examples is damaged.
+    are left out. A damaged file counts as if nothing had been kept, with a message.
     """
     plain = {r.label for r in material.results if r.plain and r.attack in SHOWN_ATTACKS}
     usual = [label for label in material.attacks if label in plain]
@@ -135,10 +134,18 @@ def _strips(material: Material, folder: Path, labels: Sequence[str]) -> Iterator
         for names in material.families.values():
             for name in names:
                 cells = [c for c in material.swept(name).get(label, []) if math.isclose(c.identity.eps_255 or 0, eps)]
-                examples = read_examples(folder, cells[0].identity) if cells else None
+                examples = _readable(folder, cells[0].identity) if cells else None
                 if examples is not None and len(examples.index):
                     yield _strip(f"{name} under white-box {label} at {budget(eps)}", cells[0], examples, material)
                     break
+
+
+def _readable(folder: Path, identity: CellIdentity) -> Examples | None:
+    try:
+        return read_examples(folder, identity)
+    except StoreError as damage:
+        say(f"warning: {damage}; they are left out of the page")
+        return None
 
 
 def _strip(title: str, cell: Cell, examples: Examples, material: Material) -> Strip:

@@ -19,8 +19,8 @@ from robustmix.spec.suite import Suite, match_runs
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.audits import AuditRecord, read_audits
 from robustmix.store.cells import Cell, cell_path, read_cells
-from robustmix.store.examples import id_of, one_data_set
-from robustmix.store.gallery import examples_path
+from robustmix.store.choosing import id_of, one_data_set
+from robustmix.store.gallery import examples_path, trusted_examples
 from robustmix.store.results import FOREIGN_MARK, Bearer, ForeignModel, foreign_bearers, results_table
 from robustmix.store.runs import Run, common_data, finished_run, read_run, run_names
 from robustmix.store.workspace import Workspace
@@ -145,14 +145,15 @@ def _write(folder: Path, evidence: Evidence, choice: Choice, place: Workspace) -
 
 
 def _copy_examples(folder: Path, place: Workspace, material: Material) -> set[Path]:
-    """Copy the examples of a report's units at the headline budget, as far as some were kept; gives the copies."""
+    """Copy the examples of a report's units at the headline budget, as far as whole ones are kept; gives the copies."""
     shown = {(label, material.headline(label)) for label in material.attacks}
     units = {
-        examples_path(place.gallery, cell.identity)
+        examples_path(place.gallery, cell.identity): cell.identity
         for cell in material.cells
         if any((sweep.label, cell.identity.eps_255) in shown for sweep in material.known[id_of(cell)])
     }
-    found = {source: folder / EXAMPLES / source.name for source in units if source.exists()}
+    whole = [path for path, identity in units.items() if trusted_examples(place.gallery, identity)]
+    found = {source: folder / EXAMPLES / source.name for source in whole}
     for source, copy in found.items():
         _copy(source, copy)
     return set(found.values())

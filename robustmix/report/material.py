@@ -14,7 +14,7 @@ from robustmix.report.result import Result, read_results
 from robustmix.report.text import method_name
 from robustmix.spec.names import ATTACKS
 from robustmix.store.cells import Cell
-from robustmix.store.examples import by_sweep, crafted, id_of, preferred
+from robustmix.store.choosing import by_sweep, crafted, id_of, preferred
 from robustmix.store.results import Bearer, ForeignModel, attack_columns, clean_cell, results_table, wrong
 from robustmix.store.runs import Run
 from robustmix.store.sweeps import Sweep, attack_id, sweeps
@@ -216,7 +216,7 @@ class Material:
         return {bearer.name: bearer.weights or "" for bearer in bearers}
 
     def white(self, name: str) -> dict[str, Cell]:
-        """The white-box cells of a run or model, by `robustmix.store.examples.id_of`."""
+        """The white-box cells of a run or model, by `robustmix.store.choosing.id_of`."""
         return crafted(self.cells, self.weights[name], self.weights[name])
 
     def swept(self, name: str) -> dict[str, list[Cell]]:

@@ -22,7 +22,7 @@ from robustmix.spec.recipe import PAIRING
 from robustmix.spec.titles import ATTACK_TITLES
 from robustmix.stats import SEEDS_FOR_METHODS
 from robustmix.store.cells import Cell, CellIdentity
-from robustmix.store.examples import id_of
+from robustmix.store.choosing import id_of
 from robustmix.store.runs import Run
 from robustmix.units import format_budget
 

@@ -15,7 +15,7 @@ from robustmix.spec.attack import FOREIGN_STEPS, ITERATED, AttackSpec, Course
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellIdentity
-from robustmix.store.examples import id_of, is_of, one_data_set, one_test_set, preferred
+from robustmix.store.choosing import id_of, is_of, one_data_set, one_test_set, preferred
 from robustmix.store.results import Bearer, attack_columns
 from robustmix.store.sweeps import Sweep, exactly, sweeps
 from robustmix.units import format_budget

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever happens while they are written."""
+"""Files that are either whole or absent, whatever happens while they are written; what is damaged yet is set aside."""
 
 import os
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from robustmix.errors import StoreError
+from robustmix.progress import say
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -42,6 +43,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically in UTF-8."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def set_aside(path: Path, aside: Path, damage: StoreError) -> None:
+    """Move a damaged file out of the way, with a message, so that what it should hold counts as missing.
+
+    Args:
+        path: the damaged file; nothing happens if another job has set it aside.
+        aside: its new place in the same folder.
+        damage: what is wrong with it, in one line that names it.
+
+    Raises:
+        StoreError: it cannot be moved.
+    """
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return
+    except OSError as failure:
+        raise StoreError(f"{damage}; and it cannot be set aside: {failure}") from None
+    say(f"warning: {damage}; it is set aside as {aside.name}")
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ never computed again.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from pydantic import Field
 from robustmix.errors import StoreError
 from robustmix.progress import say
 from robustmix.spec.validation import Spec
-from robustmix.store.atomic import write_atomically
+from robustmix.store.atomic import set_aside, write_atomically
 
 ROWS: Final = pa.schema(
     [
@@ -51,6 +52,9 @@ ENCODING: Final[dict[str, Any]] = {
 
 # Of the schema of cells.
 VERSION: Final = 2
+
+# Stands in a file for the file's own SHA-256, in hexadecimal, while that is taken.
+BLANK: Final = b"SHA-256 of this file with these words in its place".ljust(64, b".")
 
 
 class CellIdentity(Spec):
@@ -229,14 +233,17 @@ def gallery_path(folder: Path, identity: CellIdentity) -> Path:
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
-    """Write a cell under its key, atomically."""
+    """Write a cell under its key, atomically, with the SHA-256 of the file in its metadata."""
     rows = cell.rows.cast(ROWS).replace_schema_metadata(
         {
             "robustmix.identity": cell.identity.model_dump_json(),
             "robustmix.facts": cell.facts.model_dump_json(),
+            "robustmix.sha256": BLANK,
         }
     )
-    write_atomically(cell_path(folder, cell.identity), lambda file: pq.write_table(rows, file, **ENCODING))
+    content = io.BytesIO()
+    pq.write_table(rows, content, **ENCODING)
+    write_atomically(cell_path(folder, cell.identity), lambda file: file.write(_sealed(content.getvalue())))
 
 
 class OtherVersionError(StoreError):
@@ -244,25 +251,43 @@ class OtherVersionError(StoreError):
 
 
 def read_cell(path: Path) -> Cell:
-    """Read a cell and check that it is the one that its name promises.
+    """Read a cell and check that it is the one that its name promises, to the last bit.
 
     Raises:
         StoreError: it is damaged, of another schema, or stands under another cell's name.
     """
     try:
+        content = path.read_bytes()
         # As one file: `read_table` takes twice as long and reads ``key=value`` parts of the folder's name as columns.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(io.BytesIO(content)) as file:
+            metadata = file.metadata.metadata or {}
+            digest = metadata.get(b"robustmix.sha256")
+            if digest is not None and not _is_whole(content, digest):
+                raise StoreError(f"{path} is damaged: it does not have the SHA-256 that it names")
+            if json.loads(metadata[b"robustmix.identity"]).get("version") != VERSION:
+                raise OtherVersionError(f"{path} was written by another version of robustmix")
+            if digest is None:
+                raise StoreError(f"{path} names no SHA-256 that it could be checked by")
             rows = file.read()
-        metadata = rows.schema.metadata or {}
-        if json.loads(metadata[b"robustmix.identity"]).get("version") != VERSION:
-            raise OtherVersionError(f"{path} was written by another version of robustmix")
         identity = CellIdentity.model_validate_json(metadata[b"robustmix.identity"])
         facts = CellFacts.model_validate_json(metadata[b"robustmix.facts"])
     except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path} is no cell that can be read ({type(error).__name__})") from None
-    if identity.key() != path.stem or rows.schema.names != ROWS.names:
+    if identity.key() != path.stem or rows.schema != ROWS:
         raise StoreError(f"{path} does not hold the cell that its name promises")
     return Cell(identity, facts, rows.replace_schema_metadata(None))
+
+
+def _sealed(content: bytes) -> bytes:
+    """A file that has its SHA-256 in the place of `BLANK`."""
+    before, _, after = content.rpartition(BLANK)
+    return before + hashlib.sha256(content).hexdigest().encode() + after
+
+
+def _is_whole(content: bytes, digest: bytes) -> bool:
+    """Whether a file is as `_sealed` left it."""
+    before, _, after = content.rpartition(digest)
+    return hashlib.sha256(before + BLANK + after).hexdigest().encode() == digest
 
 
 def read_cells(folder: Path) -> list[Cell]:
@@ -294,12 +319,5 @@ def _trusted(path: Path) -> Cell | None:
     except OtherVersionError:
         raise
     except StoreError as error:
-        aside = path.with_suffix(".damaged")
-        try:
-            path.replace(aside)
-        except FileNotFoundError:
-            return None  # another job has set it aside
-        except OSError as failure:
-            raise StoreError(f"{error}; and it cannot be set aside: {failure}") from None
-        say(f"warning: {error}; it is set aside as {aside.name}")
+        set_aside(path, path.with_suffix(".damaged"), error)
         return None

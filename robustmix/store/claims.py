@@ -18,6 +18,7 @@ from robustmix.errors import StoreError
 
 HEARTBEAT = 10.0
 STALE = 60.0
+GONE = 86_400.0
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _create(path)
-        if handle is None and _abandoned(path):
+        if handle is None and _abandoned(path, STALE):
             handle = _take_over(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
@@ -61,6 +62,17 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
             if os.path.samestat(os.fstat(handle), path.stat()):
                 path.unlink()
         os.close(handle)
+
+
+def forsaken(folder: Path) -> list[str]:
+    """The keys that are claimed by jobs which have died: on this machine, or elsewhere and silent for `GONE` seconds.
+
+    `claim` takes over after `STALE` seconds already, for somebody who waits. Where nobody does, a job that is only
+    suspended loses nothing.
+    """
+    with suppress(OSError):  # a folder that cannot be written tells no time
+        return [path.stem for path in sorted(folder.glob("*.claim")) if _abandoned(path, GONE)]
+    return []
 
 
 def holder(folder: Path, key: str) -> str | None:
@@ -94,8 +106,8 @@ def _beat(handle: int, released: threading.Event) -> None:
             os.utime(handle)
 
 
-def _abandoned(path: Path) -> bool:
-    """Whether the job that made a claim has died, or has not touched it for long."""
+def _abandoned(path: Path, patience: float) -> bool:
+    """Whether the job that made a claim has died, or has not touched it for so many seconds."""
     try:
         with path.open("rb") as file:  # opening makes NFS ask the server
             claimed, touched = file.read(), os.fstat(file.fileno()).st_mtime
@@ -104,7 +116,7 @@ def _abandoned(path: Path) -> bool:
     with suppress(ValueError):  # not written yet
         if _dead(json.loads(claimed)):
             return True
-    return _now(path.parent) - touched > STALE
+    return _now(path.parent) - touched > patience
 
 
 def _take_over(path: Path) -> int | None:
@@ -115,11 +127,11 @@ def _take_over(path: Path) -> int | None:
     turn = path.with_suffix(".takeover")
     handle = _create(turn)
     if handle is None:
-        if _abandoned(turn):
+        if _abandoned(turn, STALE):
             turn.unlink(missing_ok=True)
         return None
     try:
-        if not _abandoned(path):
+        if not _abandoned(path, STALE):
             return None
         path.unlink(missing_ok=True)
         return _create(path)

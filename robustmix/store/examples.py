@@ -3,133 +3,16 @@
 Comparisons are made on the same examples and speak of two sets of weights, never of the methods that trained them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from robustmix.errors import SpecError, StoreError
+from robustmix.errors import StoreError
 from robustmix.stats import sign_test
 from robustmix.store.cells import Cell
-from robustmix.store.results import attack_columns, wrong
-from robustmix.store.sweeps import Sweep, attack_id
+from robustmix.store.results import smallest_norms, wrong
 from robustmix.units import to_pixels
-
-
-def one_data_set(cells: Iterable[Cell], data: str | None) -> tuple[str, list[Cell]]:
-    """The cells on one data set, and its spec.
-
-    Args:
-        cells: at least one.
-        data: the data set's spec or name; the only one that the cells are on, if None.
-
-    Raises:
-        SpecError: the cells are on others, or on several to choose from.
-    """
-    cells = list(cells)
-    specs = sorted({cell.facts.data_spec for cell in cells})
-    if data is None and len(specs) > 1:
-        raise SpecError(f"the workspace has cells of several data sets: choose with --data from {', '.join(specs)}")
-    data = data or specs[0]
-    ours = [cell for cell in cells if is_of(cell, data)]
-    if not ours:
-        raise SpecError(f"--data {data!r}: the workspace has cells of {', '.join(specs)}")
-    return data, ours
-
-
-def is_of(cell: Cell, data: str) -> bool:
-    """Whether a cell is on a data set, given by its spec or its name."""
-    return data in (cell.facts.data_spec, cell.facts.data)
-
-
-def one_test_set(cells: Sequence[Cell], data: str, limit: int | None = None) -> list[Cell]:
-    """The cells on one set of test examples.
-
-    Args:
-        cells: on one data set.
-        data: its spec.
-        limit: the number of examples, if the data set has so many; else the largest set.
-
-    Raises:
-        SpecError: there are several sets of that size.
-    """
-    sizes = {cell.identity.inputs: cell.rows.num_rows for cell in cells}
-    # A limit beyond the test set's size takes all of it.
-    if limit is not None and max(sizes.values(), default=0) >= limit:
-        sizes = {digest: size for digest, size in sizes.items() if size == limit}
-    largest = sorted(digest for digest, size in sizes.items() if size == max(sizes.values()))
-    if len(largest) > 1:
-        digests = ", ".join(digest[:12] for digest in largest)
-        raise SpecError(
-            f"{data} was attacked with {len(largest)} different sets of {sizes[largest[0]]} test examples "
-            f"(inputs {digests}): its files have changed in between; delete the cells of the old ones"
-        )
-    return [cell for cell in cells if cell.identity.inputs in largest]
-
-
-def preferred(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells in the order in which to choose among those that differ by batch size or attack version only."""
-    sizes = [cell.identity.batch_size for cell in cells]
-    common = max(sorted(set(sizes), reverse=True), key=sizes.count, default=0)
-
-    def order(cell: Cell) -> tuple[bool, int, int, str]:
-        identity = cell.identity
-        return identity.batch_size != common, -identity.attack_version, -identity.batch_size, cell.key
-
-    return sorted(cells, key=order)
-
-
-def id_of(cell: Cell) -> str:
-    """Which attack was made, at which budget, whoever crafted and was scored."""
-    return attack_id(attack_columns(cell.identity))
-
-
-def crafted(cells: Sequence[Cell], source: str, target: str) -> dict[str, Cell]:
-    """The attacked cells of one source and one target (SHA-256 of their weights), by `id_of`, one of each."""
-    pair = (source, target)
-    found: dict[str, Cell] = {}
-    for cell in preferred([c for c in cells if (c.identity.source, c.identity.target) == pair]):
-        found.setdefault(id_of(cell), cell)
-    return found
-
-
-def side_by_side(
-    cells: Sequence[Cell], first: str, second: str
-) -> dict[str | None, tuple[dict[str, Cell], dict[str, Cell]]]:
-    """The cells of two targets (SHA-256 of their weights) under the same attacks, by who crafted.
-
-    Args:
-        cells: on one set of test examples.
-        first: one target.
-        second: the other.
-
-    Returns:
-        Under None the white box of each, then under its weights every third network that attacked both: for each
-        target its cells by `id_of`. An example that one of the two crafted is no fair test of the other.
-    """
-    sources = sorted({cell.identity.source for cell in cells if cell.identity.source} - {first, second})
-    found: dict[str | None, tuple[dict[str, Cell], dict[str, Cell]]] = {}
-    for source in (None, *sources):
-        a, b = crafted(cells, source or first, first), crafted(cells, source or second, second)
-        shared = [key for key in a if key in b]
-        if shared:
-            found[source] = {key: a[key] for key in shared}, {key: b[key] for key in shared}
-    return found
-
-
-def by_sweep(cells: Iterable[Cell], known: Mapping[str, tuple[Sweep, ...]]) -> dict[Sweep, list[Cell]]:
-    """The cells of each sweep, budgets ascending; without clean cells and attacks that have no budget.
-
-    Args:
-        cells: of one source and one target.
-        known: the sweeps by `id_of`, as `robustmix.store.sweeps.sweeps` finds them.
-    """
-    found: dict[Sweep, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.identity.eps_255 or 0, cell.key)):
-        for sweep in known[id_of(cell)] if cell.identity.eps_255 else ():
-            found.setdefault(sweep, []).append(cell)
-    return found
-
 
 # ---- the examples that both classify correctly without an attack ------------------------------------------
 
@@ -257,6 +140,55 @@ def paired_breaking(first: Breaking, second: Breaking) -> PairedBreaking:
         undecided=len(same) - earlier - later,
         p=sign_test(earlier, later),
         difference=(float(np.median(second.low - first.high)), float(np.median(second.high - first.low))),
+    )
+
+
+# ---- the smallest perturbation that an attack finds -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairedNorms:
+    """The smallest perturbations that one attack without a budget finds against two targets, in units of 1/255.
+
+    Attributes:
+        medians: of the first and the second target, over all examples: 0 where it errs anyway, infinite where the
+            attack fails.
+        smaller: examples that take the smaller perturbation in the first target, and in the second.
+        ties: examples that take the same in both, those included that the attack breaks in neither.
+        p: of the sign test on ``smaller``.
+        difference: median over the examples that it breaks in one target at least of the second's smallest
+            perturbation less the first's; NaN where there is none.
+    """
+
+    medians: tuple[float, float]
+    smaller: tuple[int, int]
+    ties: int
+    p: float
+    difference: float
+
+
+def paired_norms(first: Cell, second: Cell, first_clean: Cell, second_clean: Cell) -> PairedNorms:
+    """Compare two targets under an attack that looks for the smallest perturbation, each in the white box.
+
+    Args:
+        first: cell of the first target.
+        second: cell of the second under the same attack.
+        first_clean: the first target's cell without an attack.
+        second_clean: the second's.
+    """
+    _stacked([first, second, first_clean, second_clean])
+    a, b = smallest_norms(first, first_clean), smallest_norms(second, second_clean)
+    smaller = int((a < b).sum()), int((b < a).sum())
+    broken = np.isfinite(a) | np.isfinite(b)
+    # Half way between minus and plus infinity there is no median.
+    with np.errstate(invalid="ignore"):
+        difference = float(np.median(b[broken] - a[broken])) if broken.any() else np.nan
+    return PairedNorms(
+        medians=(float(np.median(a)), float(np.median(b))),
+        smaller=smaller,
+        ties=len(a) - sum(smaller),
+        p=sign_test(*smaller),
+        difference=difference,
     )
 
 

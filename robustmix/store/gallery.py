@@ -15,13 +15,14 @@ from typing import Final
 import numpy as np
 
 from robustmix.errors import StoreError
-from robustmix.store.atomic import write_atomically
+from robustmix.progress import say
+from robustmix.store.atomic import set_aside, write_atomically
 from robustmix.store.cells import CellIdentity, gallery_path
 
 # As many examples of a unit as are kept at each budget.
 KEPT: Final = 8
-# What zipfile and numpy raise of a file that is not what it was, beside errors of their own; NotImplementedError and
-# other kinds of RuntimeError are of packings that were never used, MemoryError of a shape that was never written.
+# What numpy, zipfile and zlib raise of a file that is not what it was; NotImplementedError and other kinds of
+# RuntimeError are of packings that were never used, MemoryError of a shape that was never written.
 DAMAGED: Final = (
     OSError,
     LookupError,
@@ -34,6 +35,9 @@ DAMAGED: Final = (
     MemoryError,
     RuntimeError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
 )
 # Of images that can be shown: grey, or red, green and blue.
 CHANNELS: Final = (1, 3)
@@ -84,7 +88,7 @@ def read_examples(folder: Path, identity: CellIdentity) -> Examples | None:
             examples = Examples(**{field.name: arrays[field.name] for field in fields(Examples)})
     except FileNotFoundError:
         return None
-    except (*DAMAGED, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
+    except DAMAGED as error:
         raise StoreError(f"{path} holds no examples that can be read ({type(error).__name__})") from None
     count, shape = len(examples.index), examples.clean.shape
     kinds = [array.dtype for array in (examples.index, examples.clean, examples.adversarial)]
@@ -93,3 +97,46 @@ def read_examples(folder: Path, identity: CellIdentity) -> Examples | None:
     if len(shape) != 4 or shape[1] not in CHANNELS:
         raise StoreError(f"{path} holds inputs of shape {list(shape[1:])}, which are no images")
     return examples
+
+
+def trusted_examples(folder: Path, identity: CellIdentity) -> Examples | None:
+    """Read the examples of a cell's unit; damaged ones are set aside with a message, and count as not kept."""
+    try:
+        return read_examples(folder, identity)
+    except StoreError as damage:
+        path = examples_path(folder, identity)
+        try:
+            set_aside(path, path.with_suffix(".npz.damaged"), damage)
+        except StoreError as failure:  # worth no report
+            say(f"warning: {failure}")
+        return None
+
+
+def has_images(folder: Path, identity: CellIdentity, count: int) -> bool:
+    """Whether all adversarial images of a cell's unit are there; a damaged file is set aside with a message.
+
+    Only its beginning is read and its size compared: images may take gigabytes.
+
+    Args:
+        folder: of the gallery.
+        identity: of the cell.
+        count: as many images as there must be.
+
+    Raises:
+        StoreError: a damaged file cannot be set aside.
+    """
+    path = gallery_path(folder, identity)
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    except DAMAGED as error:
+        damage = f"holds no images that can be read ({type(error).__name__})"
+    else:
+        complete = size == images.offset + images.nbytes
+        if complete and images.dtype == np.uint8 and images.shape[:1] == (count,):
+            return True
+        damage = f"does not hold {count} images"
+    set_aside(path, path.with_suffix(".npy.damaged"), StoreError(f"{path} {damage}"))
+    return False

@@ -38,6 +38,7 @@ COLUMNS: Final = (
     "precision",
     "impl",
     "compiled",
+    "library",
     "n",
     "initially_correct",
     "errors",
@@ -154,7 +155,8 @@ def results_table(cells: Iterable[Cell], bearers: Iterable[Bearer], *, unnamed: 
         that look for the smallest perturbation have neither ``eps_255`` nor ``delta_max``; in the white box they have
         ``norm_median_255``, the median over all examples of the length that makes the target err: 0 where it errs
         anyway, infinite where the attack fails. ``saturated`` is the share of examples whose label the source gave a
-        probability of exactly 1, ``zero_gradient`` of those whose first gradient was zero everywhere.
+        probability of exactly 1, ``zero_gradient`` of those whose first gradient was zero everywhere. ``library`` is
+        another library that made the attack, with its version; None for our own.
 
     Raises:
         StoreError: a clean cell is missing.
@@ -173,11 +175,12 @@ def results_table(cells: Iterable[Cell], bearers: Iterable[Bearer], *, unnamed: 
     table = pd.DataFrame(rows, columns=COLUMNS)
     for side in ("source", "target"):
         for column in (side, f"{side}_method", f"{side}_group"):
-            table[column] = table[column].astype(object).where(table[column].notna(), None)
+            table[column] = _texts(table[column])
         table[f"{side}_seed"] = table[f"{side}_seed"].astype("Int64")
+    table["library"] = _texts(table["library"])
     table["role"] = pd.Categorical(table["role"], ROLES, ordered=True)
     order = [column for column in ATTACK_COLUMNS if column not in ("attack", "steps", "eps_255", "options")]
-    order = ["data", "role", "source", "target", "attack", "steps", "eps_255", *order]
+    order = ["data", "role", "source", "target", "attack", "steps", "eps_255", *order, "library", "batch_size"]
     table = table.sort_values(order, na_position="first", kind="stable")
     table["role"] = table["role"].astype(str)
     return table.reset_index(drop=True)
@@ -204,6 +207,25 @@ def clean_cell(cell: Cell, by_key: Mapping[str, Cell]) -> Cell:
 def wrong(cell: Cell) -> np.ndarray:
     """Whether each example is classified wrongly, bool [N]."""
     return np.asarray(cell.rows["prediction"].to_numpy() != cell.rows["label"].to_numpy())
+
+
+def smallest_norms(cell: Cell, clean: Cell) -> np.ndarray:
+    """The smallest perturbations that an attack without a budget has found in the white box, float64 [N].
+
+    Args:
+        cell: under the attack.
+        clean: of the same target without one.
+
+    Returns:
+        Lengths in units of 1/255: 0 where the target errs anyway, infinite where the attack fails.
+    """
+    lengths = cell.rows["norm"].to_numpy().astype(float) / to_pixels(1)
+    return np.where(wrong(clean), 0, np.where(wrong(cell), lengths, np.inf))
+
+
+def _texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of texts with None where there is none."""
+    return column.astype(object).where(column.notna(), None)
 
 
 def _bearers(weights: str | None, by_weights: Mapping[str, list[Bearer]], unnamed: bool) -> list[Bearer | str | None]:
@@ -233,13 +255,12 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
     white = identity.source == identity.target
     norm = cell.rows["norm"].to_numpy()
     rounded = cell.rows["prediction_uint8"]
-    median = np.nan
-    if white and identity.attack in MINIMUM_NORM:
-        median = float(np.median(np.where(before, 0, np.where(now, norm, np.inf)))) / to_pixels(1)
+    smallest = white and identity.attack in MINIMUM_NORM
     return {
         "data": facts.data,
         "role": "clean" if not attacked else "white" if white else "transfer",
         **attack_columns(identity),
+        "library": identity.library,
         "n": n,
         "initially_correct": initially_correct,
         "errors": errors,
@@ -253,7 +274,7 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
         "clean_error": float(before.mean()),
         "success": float((now & ~before).sum()) / initially_correct if attacked and initially_correct else np.nan,
         "delta_max": float(norm.max()) / to_pixels(identity.eps_255) if attacked and identity.eps_255 else np.nan,
-        "norm_median_255": median,
+        "norm_median_255": float(np.median(smallest_norms(cell, clean))) if smallest else np.nan,
         "saturated": _over_examples(cell, [state.saturated for state in facts.batches]),
         "zero_gradient": _over_examples(cell, [state.zero_gradient for state in facts.batches]),
         "batch_size": identity.batch_size,
