@@ -226,7 +226,7 @@ def test_unusable_budget_is_refused(eps: float, images: Images, nets: Nets) -> N
         robustmix.audit_models(nets, *images, eps=eps)
 
 
-def test_nothing_to_audit_is_refused(images: Images) -> None:
+def test_nothing_to_audit_is_refused(images: Images, nets: Nets) -> None:
     with pytest.raises(SpecError, match="no model"):
         robustmix.audit_models({}, *images, eps=EPS)
     with pytest.raises(SpecError, match="models must be a dictionary of models by name, a text each; got 1"):

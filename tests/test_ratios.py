@@ -25,7 +25,8 @@ def test_ratios_are_of_the_same_turn(tmp_path: Path, capsys: pytest.CaptureFixtu
         {
             "stats": {"min": seconds},
             "params": {"turn": turn},
-            "extra_info": {"job": "a job", "size": size, "part": part, "images": 8, "threads": 1, "changed": 0.25},
+            "extra_info": {"job": "a job", "size": size, "part": part, "images": 8, "threads": 1, "changed": 0.25}
+            | ({"passes": seconds - 0.1} if part == "ours" else {}),
         }
         for (size, part), all_seconds in TAKEN.items()
         for turn, seconds in enumerate(all_seconds)
@@ -46,9 +47,11 @@ def test_ratios_are_of_the_same_turn(tmp_path: Path, capsys: pytest.CaptureFixtu
         "torchattacks / ours": pytest.approx((2 + 2.5) / 2),
         "torchattacks / ours in bf16": pytest.approx((4.2 + 11) / 2),
         "ours / ours in bf16": pytest.approx(2.1),
+        "ours / its own passes": pytest.approx(2.1 / 2),
         "largest change of an error by bf16": 0.25,
     }
-    assert narrow == {"job": "a job", "network": "narrow", "images": 8, "ours / limit": pytest.approx(3)}
+    of_one = {"ours / limit": pytest.approx(3), "ours / its own passes": pytest.approx(3 / 2.9)}
+    assert narrow == {"job": "a job", "network": "narrow", "images": 8, **of_one}
     table = capsys.readouterr().out
-    assert "| a job, full | 1.05 | 2.25 | 7.60 | 2.10 | 25.0 points |" in table
+    assert "| a job, full | 1.05 | 2.25 | 7.60 | 2.10 | 1.05 | 25.0 points |" in table
     assert "| a job, narrow | 3.00 |" in table

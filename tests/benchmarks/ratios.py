@@ -22,6 +22,8 @@ FIGURES: Final = {
     "ours / limit, bf16": ("ours, bf16", "limit, bf16"),
     "ours / ours compiled": ("ours", "ours, compiled"),
 }
+# Of one part, the seconds of a call over those of the networks' passes within it.
+WITHIN: Final = "ours / its own passes"
 CHANGED: Final = "largest change of an error by bf16"
 
 
@@ -44,6 +46,8 @@ def main(raw: Path, out: Path) -> None:
             for name, (a, b) in FIGURES.items()
             if {a, b} <= parts.keys()
         }
+        within = [info["seconds"] / info["passes"] for info in parts.get("ours", {}).values() if "passes" in info]
+        figures |= {WITHIN: median(within)} if within else {}
         images = next(iter(parts[next(iter(parts))].values()))["images"]
         bf16 = next(iter(parts.get("ours, bf16", {}).values()), {})
         changed = {CHANGED: bf16["changed"]} if "changed" in bf16 else {}
@@ -54,7 +58,7 @@ def main(raw: Path, out: Path) -> None:
     print(f"{machine['cpu']}, {machine['threads']} threads; medians of the ratios of each turn")
     for _, group in groupby(saved, key=lambda row: sorted(name for name in row if name.split(" / ")[0] in PEERS)):
         rows = list(group)
-        columns = [name for name in (*FIGURES, CHANGED) if any(name in row for row in rows)]
+        columns = [name for name in (*FIGURES, WITHIN, CHANGED) if any(name in row for row in rows)]
         print()
         print(markdown(["job, network", *columns], [_cells(row, columns) for row in rows]))
 

@@ -5,10 +5,12 @@ one run on the same networks and images; only ratios mean anything. `scripts/ben
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from time import perf_counter
 from typing import Any, Final, cast
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from robustmix import transfer_matrix
 from robustmix.data import TensorSplit, load_data
+from robustmix.matrix import LOOKED_AT
 from robustmix.models import ModelSpec, build
 from robustmix.spec.names import CraftPrecision
 
@@ -220,6 +223,41 @@ PEERS: Final[dict[str, Callable[[Job, dict[str, nn.Module], Tensor, Tensor], np.
 }
 
 
+@contextmanager
+def within_passes(models: dict[str, nn.Module]) -> Iterator[list[float]]:
+    """The seconds that each pass of the networks takes, forward or backward, as it happens.
+
+    What a call takes beside them is its own work. Both are of the same moments, so that their ratio does not depend on
+    how fast the machine happens to be. The looks at a few images before the first pass are own work as well.
+    """
+    seconds: list[float] = []
+    begun = [0.0]
+    differentiate = torch.autograd.grad
+
+    def begin(module: nn.Module, args: tuple[Tensor]) -> None:
+        begun[0] = perf_counter()
+
+    def end(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        if len(out) > LOOKED_AT:
+            seconds.append(perf_counter() - begun[0])
+
+    def grad(*args: Any, **options: Any) -> Any:
+        started = perf_counter()
+        found = differentiate(*args, **options)
+        seconds.append(perf_counter() - started)
+        return found
+
+    hooks = [model.register_forward_pre_hook(begin) for model in models.values()]
+    hooks += [model.register_forward_hook(end) for model in models.values()]
+    torch.autograd.grad = grad
+    try:
+        yield seconds
+    finally:
+        torch.autograd.grad = differentiate
+        for hook in hooks:
+            hook.remove()
+
+
 def timed(benchmark: Any, run: Callable[[], Any]) -> Any:
     """The result of a function that is timed once; the turns repeat it."""
     return benchmark.pedantic(run, rounds=1, iterations=1)
@@ -286,7 +324,10 @@ def test_attack(benchmark: Any, size: str, name: str, turn: int, part: str) -> N
             # Compiling takes half a minute, once: what it gains is another question.
             by_us(job, models, x, y)
         kind: CraftPrecision = "bf16" if mode == "bf16" else "32"
-        errors = timed(benchmark, lambda: by_us(job, models, x, y, kind))
+        with within_passes(models) as seconds:
+            errors = timed(benchmark, lambda: by_us(job, models, x, y, kind))
+        if not mode:
+            benchmark.extra_info["passes"] = sum(seconds)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
