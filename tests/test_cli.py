@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY, Call, environment, run
+from tiny import CENTRED, TINY, Call, environment, run
 
 import robustmix
 from robustmix import Recipe
@@ -286,24 +286,14 @@ def test_the_options_of_which_nothing_was_said_are_the_papers(call: Call, runs: 
     assert found["fgsm"] == expected.model_copy(update={"attack": "fgsm", "steps": 1, "step_255": 32})
 
 
-NETS = """
-import torch
-from torch import nn
-import robustmix
-
-class Centred(nn.Module):
-    # Takes pixels from -1 to 1.
-    def __init__(self):
-        super().__init__()
-        self.network = robustmix.load_model("mixup1", workspace={workspace!r})
-
-    def forward(self, x):
-        return self.network((x + 1) / 2)
-
+NETS = (
+    CENTRED
+    + """
 class Two(Centred):
     def forward(self, x):
         return self.network(x)[:, :2]
 """
+)
 
 
 def test_anybody_s_model_crafts_and_is_scored(call: Call, runs: Path, tiny: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 import torch
+from tiny import CENTRED
 from torch import Tensor
 
 import robustmix
@@ -142,21 +143,6 @@ def test_bad_options_are_one_line(tiny: Path, options: dict[str, Any], says: str
     with pytest.raises(SpecError, match=says) as caught:
         verb(**{"target": ["erm1"], "machine": CPU, "place": Place(tiny), **options})
     assert "\n" not in str(caught.value)
-
-
-CENTRED = """
-from torch import nn
-import robustmix
-
-class Centred(nn.Module):
-    # Takes pixels from -1 to 1.
-    def __init__(self):
-        super().__init__()
-        self.network = robustmix.load_model("mixup1", workspace={workspace!r})
-
-    def forward(self, x):
-        return self.network((x + 1) / 2)
-"""
 
 
 def test_anybody_s_model_is_checked_too(

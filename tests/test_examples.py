@@ -288,7 +288,7 @@ def test_cells_made_alike_stand_beside_each_other() -> None:
         assert b[4] == 2, "nothing was made alike: each its own"
     newer = [cell(fgsm(1, t, t, library=f"foolbox {v}"), [True]) for t, v in ((A, "3.4"), (A, "3.3"), (B, "3.3"))]
     sides = side_by_side(newer, A, B)[None]
-    assert {one.identity.library for side in sides for one in side.values()} == {"foolbox 3.3"}
+    assert {one.identity.model_dump()["library"] for side in sides for one in side.values()} == {"foolbox 3.3"}
 
 
 def test_budgets_of_a_sweep_ascend_and_attacks_without_one_are_left_out() -> None:

@@ -24,6 +24,20 @@ class Done:
 
 Call = Callable[..., Done]
 
+# Somebody's code, of a network that takes pixels from -1 to 1; to be formatted with the workspace.
+CENTRED = """
+from torch import nn
+import robustmix
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = robustmix.load_model("mixup1", workspace={workspace!r})
+
+    def forward(self, x):
+        return self.network((x + 1) / 2)
+"""
+
 TINY = {"width": 4, "epochs": 4, "limit": 480, "lr": 0.05, "batch_size": 32}
 
 

@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Final
 
 from robustmix.errors import SpecError
 from robustmix.store.cells import Cell
 from robustmix.store.results import attack_columns
 from robustmix.store.sweeps import Sweep, attack_id
+
+# What may differ between cells of one attack, one source and one target.
+MAKING: Final = attrgetter("batch_size", "attack_version", "library")
 
 
 def one_data_set(cells: Iterable[Cell], data: str | None) -> tuple[str, list[Cell]]:
@@ -66,16 +71,11 @@ def preferred(cells: Sequence[Cell]) -> list[Cell]:
     common = max(sorted(set(sizes), reverse=True), key=sizes.count, default=0)
 
     def order(cell: Cell) -> tuple[bool, int, list[int], int, str]:
-        size, version, library = _making(cell)
+        size, version, library = MAKING(cell.identity)
         newest = [-int(number) for number in re.findall(r"\d+", library or "")]
         return size != common, -version, newest, -size, cell.key
 
     return sorted(cells, key=order)
-
-
-def _making(cell: Cell) -> tuple[int, int, str | None]:
-    """What may differ between cells of one attack, one source and one target."""
-    return cell.identity.batch_size, cell.identity.attack_version, cell.identity.library
 
 
 def id_of(cell: Cell) -> str:
@@ -127,8 +127,10 @@ def side_by_side(
 
 def _alike(ones: Sequence[Cell], others: Sequence[Cell]) -> tuple[Cell, Cell]:
     """The first cells of two targets that were made in the same way, or the first of each if none were."""
-    made = {_making(cell): cell for cell in others}
-    return next(((cell, made[_making(cell)]) for cell in ones if _making(cell) in made), (ones[0], others[0]))
+    made = {MAKING(cell.identity): cell for cell in others}
+    return next(
+        ((cell, made[MAKING(cell.identity)]) for cell in ones if MAKING(cell.identity) in made), (ones[0], others[0])
+    )
 
 
 def by_sweep(cells: Iterable[Cell], known: Mapping[str, tuple[Sweep, ...]]) -> dict[Sweep, list[Cell]]:

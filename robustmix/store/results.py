@@ -260,7 +260,6 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
         "data": facts.data,
         "role": "clean" if not attacked else "white" if white else "transfer",
         **attack_columns(identity),
-        "library": identity.library,
         "n": n,
         "initially_correct": initially_correct,
         "errors": errors,
@@ -277,7 +276,7 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
         "norm_median_255": float(np.median(smallest_norms(cell, clean))) if smallest else np.nan,
         "saturated": _over_examples(cell, [state.saturated for state in facts.batches]),
         "zero_gradient": _over_examples(cell, [state.zero_gradient for state in facts.batches]),
-        "batch_size": identity.batch_size,
+        **{column: getattr(identity, column) for column in ("library", "batch_size")},
         "forward": facts.forward,
         "backward": facts.backward,
     }
