@@ -20,9 +20,10 @@ from robustmix.data import TensorSplit
 from robustmix.device import describe_device, exact_float32, is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
+from robustmix.outputs import check_outputs
 from robustmix.participants import Participant
 from robustmix.progress import say
-from robustmix.sanity import check_outputs, warn_of_chance
+from robustmix.sanity import warn_of_chance
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate

@@ -1,7 +1,7 @@
 """What is usually wrong with a model that somebody else made, found before anything is attacked."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,21 +9,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robustmix.attacks.victim import frozen
 from robustmix.data import Split
 from robustmix.errors import EvaluationError
+from robustmix.outputs import check_outputs, logits_of
 from robustmix.participants import Participant, is_foreign
 from robustmix.progress import say
 from robustmix.zoo import NORMALIZATIONS, Wrapped, is_factory, parse_normalize
 
-# What can be wrong with outputs whatever the labels are, in the order in which it is looked for.
-OutputFault = Literal["mode", "classes", "repeat", "batch", "finite", "probabilities"]
-
 CHECKED: Final = 512
 ALPHA: Final = 0.01
-CHUNK: Final = 64
-# Rounding differs between batch sizes; a batch norm that uses the batch's own statistics, and dropout, by far more.
-SAME: Final = 1e-3
 AS_GOOD: Final = 0.02
 LISTED_CLASSES: Final = 20
 # Besides the named ones: what maps pixels to [-1, 1], and pixels of 0 to 255.
@@ -77,86 +71,6 @@ def warn_of_chance(name: str, right: Tensor, classes: int) -> None:
         )
 
 
-def check_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """Refuse a model whose outputs cannot be right whatever the labels are, and say what to do about it.
-
-    Args:
-        name: of the model, for messages.
-        model: on the device of the images; is left as it was found.
-        x: some hundred images [B, C, H, W] in [0, 1].
-        classes: K.
-
-    Returns:
-        Their logits [B, K], in eval mode.
-
-    Raises:
-        EvaluationError: modules stay in train mode; logits are of another number than the classes, different at every
-            call, dependent on the other images of the batch, not finite, or probabilities.
-    """
-    faults, logits = output_faults(name, model, x, classes)
-    for fault in faults.values():
-        raise EvaluationError(fault)
-    assert logits is not None
-    return logits
-
-
-def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple[dict[OutputFault, str], Tensor | None]:
-    """What is wrong with a model's outputs whatever the labels are, and what to do about it.
-
-    Args:
-        name: of the model, for messages.
-        model: on the device of the images; is left as it was found.
-        x: some hundred images [B, C, H, W] in [0, 1].
-        classes: K.
-
-    Returns:
-        A line for each fault, and the logits [B, K] in eval mode. Modules in train mode are found before any pass,
-        which could change them: then nothing else is looked for, and there are no logits; nor are there where they are
-        of another number than the classes.
-    """
-    found: dict[OutputFault, str] = {}
-    with frozen(model):
-        if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
-            found["mode"] = (
-                f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
-            )
-            return found, None
-        few = x[:CHUNK].clone()
-        logits = _logits(model, few)
-        if logits.shape[1] != classes:
-            found["classes"] = (
-                f"{name} gives {logits.shape[1]} logits, but there are {classes} classes: choose a model of these "
-                "classes, or select their logits in a FILE.py:FACTORY"
-            )
-            return found, None
-        if not torch.equal(few, x[: len(few)]):
-            found["repeat"] = (
-                f"{name} changes the images that it is given, which others are to see as well: let it work on a copy, "
-                "without operations in place on its input"
-            )
-        elif _differ(_logits(model, few), logits):
-            found["repeat"] = (
-                f"{name} gives other logits for the same images at every call: seed it or switch its noise off in eval "
-                "mode, as functional dropout with training=self.training"
-            )
-        elif _differ(_logits(model, few[:2]), logits[:2]):
-            found["batch"] = (
-                f"{name} gives an image other logits in another batch: its batch norm must keep running statistics and "
-                "use them in eval mode"
-            )
-        if len(x) > len(few):
-            logits = _logits(model, x)
-    if bad := int((~logits.isfinite()).any(dim=1).sum()):
-        found["finite"] = (
-            f"{name}: the logits of {bad} of {len(x)} images are NaN or infinite: check its weights and normalisation"
-        )
-    if seen := _as_probabilities(logits):
-        found["probabilities"] = (
-            f"{name} gives probabilities ({seen}), which spoil gradients: return logits, drop the softmax or sigmoid"
-        )
-    return found, logits
-
-
 def some_images(test: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """Some hundred test images [B, ...] and their labels int64 [B]: spread, as the images of a class may lie together.
 
@@ -190,8 +104,8 @@ def better_normalization(name: str, model: Wrapped, x: Tensor, y: Tensor) -> str
     Returns:
         What to do and how accurate the model would be then; empty if none is better.
     """
-    right = _logits(model, x).argmax(dim=1) == y
-    tried = {label: _logits(other, x).argmax(dim=1) == y for label, other in _renormalized(model, x)}
+    right = logits_of(model, x).argmax(dim=1) == y
+    tried = {label: logits_of(other, x).argmax(dim=1) == y for label, other in _renormalized(model, x)}
     label = _best(tried)
     best = tried[label]
     gained, lost = int((best & ~right).sum()), int((right & ~best).sum())
@@ -210,9 +124,9 @@ def way_out(name: str, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[st
         y: their labels int64 [B].
         classes: names of the labels.
     """
-    predicted = {"": _logits(model, x).argmax(dim=1)}
+    predicted = {"": logits_of(model, x).argmax(dim=1)}
     if isinstance(model, Wrapped):
-        predicted |= {label: _logits(other, x).argmax(dim=1) for label, other in _renormalized(model, x)}
+        predicted |= {label: logits_of(other, x).argmax(dim=1) for label, other in _renormalized(model, x)}
     found = {label: prediction == y for label, prediction in predicted.items()}
     label = _best(found)
     if _restored(found[label], y, len(classes)):
@@ -296,31 +210,6 @@ def _renormalized(model: Wrapped, x: Tensor) -> Iterator[tuple[str, Wrapped]]:
 
 def _listed(values: Sequence[float] | Tensor) -> str:
     return ",".join(f"{float(value):.4f}" for value in values)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    # No inference mode: what a network keeps for later calls could not take part in a gradient then.
-    with torch.no_grad():
-        return torch.cat([model(part) for part in x.split(CHUNK)])
-
-
-def _as_probabilities(logits: Tensor) -> str:
-    """How outputs [B, K] show that they are probabilities, or shares of something else, as percent are."""
-    if not bool((logits >= 0).all()):
-        return ""
-    if bool((logits <= 1).all()):
-        return "nothing outside [0, 1]"
-    sums = logits.sum(dim=1)
-    # From image to image the outputs change, by more than rounding, and their sum does not. Measured by the outputs'
-    # changes: beside a large constant, as of logits that are shifted above 0, every sum would look the same.
-    changes, of_sums = (float((each - each[:1]).abs().max()) for each in (logits, sums))
-    if SAME * float(logits.max()) < changes and of_sums <= SAME * changes:
-        return f"nothing below 0, and the same sum, {float(sums[0]):.4g}, for every image"
-    return ""
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() > SAME * other.abs().max())
 
 
 def _percent(right: Tensor) -> str:

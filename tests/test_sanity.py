@@ -14,16 +14,9 @@ from robustmix.checkpoints import load_model
 from robustmix.data import TensorSplit, load_data
 from robustmix.errors import EvaluationError
 from robustmix.models.classifier import Normalize
+from robustmix.outputs import check_outputs, output_faults
 from robustmix.participants import find_participants
-from robustmix.sanity import (
-    above_chance,
-    better_normalization,
-    check_model,
-    check_outputs,
-    output_faults,
-    some_images,
-    warn_of_chance,
-)
+from robustmix.sanity import above_chance, better_normalization, check_model, some_images, warn_of_chance
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import Wrapped
 

@@ -13,7 +13,8 @@ from robustmix.data import Dataset, Split
 from robustmix.errors import EvaluationError
 from robustmix.judging import TESTS, Fact, NotRun, Observation, Share
 from robustmix.models.classifier import Normalize
-from robustmix.sanity import OutputFault, above_chance, better_normalization, output_faults, way_out
+from robustmix.outputs import OutputFault, output_faults
+from robustmix.sanity import above_chance, better_normalization, way_out
 from robustmix.store.cells import GAP_QUANTILES
 from robustmix.store.runs import Run
 from robustmix.zoo import Wrapped
