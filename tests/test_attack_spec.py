@@ -98,6 +98,8 @@ def test_what_every_attack_takes(name: str) -> None:
         ({"name": "pgd", "seed": -1}, "seed = -1"),
         ({"name": "square", "queries": 0}, "queries = 0"),
         ({"name": "ifgsm", "steps": 0}, "steps = 0"),
+        ({"name": "ifgsm", "steps": True}, "steps: true is not a number"),
+        ({"name": "mifgsm", "decay": False}, "decay: false is not a number"),
         ({"name": "fgsm", "norm": "l1"}, "norm = 'l1': input should be 'linf' or 'l2'"),
         ({"name": "fgsm", "loss": "nll"}, "loss = 'nll': input should be 'ce', 'logodds', 'margin' or 'dlr'"),
         ({"name": "fgsm", "labels": "targeted"}, "labels = 'targeted': input should be 'true' or 'predicted'"),
@@ -107,7 +109,7 @@ def test_what_every_attack_takes(name: str) -> None:
         ({"name": "fgms"}, "name = 'fgms': input should be 'fgsm', 'ifgsm'"),
         ({"name": "ifgsm", "step": "fast"}, r"budget 'fast' is not a number; .*also: kurakin, eps/steps, 2.5 eps/st"),
         ({"name": "ifgsm", "step": 0.5}, "step: budget '0.5' is ambiguous"),
-        ({"name": "ifgsm", "step": True}, "step: budget True is not a number"),
+        ({"name": "ifgsm", "step": True}, "step: true is not a number"),
         ({"name": "ifgsm", "step": -1}, "step: budget '-1' must be a positive"),
         (
             {"name": "ifgsm", "eps": [4], "step": "0.5 eps/steps"},

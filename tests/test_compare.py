@@ -184,6 +184,28 @@ def test_worst_case_is_over_what_both_have_been_under(made: Workspace, capsys: p
         assert rows[1][column] == f"{sum(map(any, zip(*errs, strict=True))) / N:.1%}", "DeepFool's are all 4/255 long"
 
 
+def test_number_of_examples_is_chosen_and_what_it_leaves_out_is_said(
+    made: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workspace(tmp_path)
+    for name in ("erm1", "mixup1"):
+        add_run(place, name, *RUNS[name])
+        weights = digest(place, name)
+        for number, inputs in ((N, INPUTS), (N // 2, "f" * 64)):
+            write_cell(place.cells, make_cell(clean_identity(weights, inputs, 256), number, target_name=name))
+            for identity in identities(FGSM, weights, weights):
+                write_cell(place.cells, make_cell(identity.model_copy(update={"inputs": inputs}), number))
+    for limit, number, other in ((None, N, N // 2), (N, N, N // 2), (N // 2, N // 2, N)):
+        compare("erm1", "mixup1", limit=limit, place=Place(place.root))
+        said = capsys.readouterr().out
+        assert said.startswith(f"erm1 and mixup1 on {number} test examples of ")
+        assert f"Attacks on {other} test examples are left out: choose with --limit." in said
+    with pytest.raises(SpecError, match=f"--limit 7: both have been attacked on {N // 2}, {N} test examples"):
+        compare("erm1", "mixup1", limit=7, place=Place(place.root))
+    compare("erm1", "mixup1", place=Place(made.root))
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_one_line(made: Workspace, tmp_path: Path) -> None:
     for names, options, kind, text in (
         (

@@ -1,6 +1,6 @@
 """``robustmix compare``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf, isnan
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DEFAULTS = Place()
 
 
-def compare(first: str, second: str, /, *, data: str | None = None, place: Place = DEFAULTS) -> None:
+def compare(
+    first: str, second: str, /, *, data: str | None = None, limit: int | None = None, place: Place = DEFAULTS
+) -> None:
     """Compare two networks example by example, as far as the workspace has cells of both.
 
     Each is attacked in the white box, and with what every third network crafted that attacked both. Prints the errors,
@@ -31,6 +33,7 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
         first: A run, or a model as 'robustmix results' names it.
         second: Another one.
         data: The data set, where the workspace has cells of several.
+        limit: The number of test examples, where the workspace has cells of several; else the largest that both have.
     """
     workspace = place.enter()
     from robustmix.store.cells import read_cells
@@ -55,7 +58,10 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
     attacked = [cell for cell in attacked if cell.identity.inputs in set.intersection(*on_both)]
     if attacked:
         data, attacked = one_data_set(attacked, data)
-        attacked = one_test_set(attacked, data)
+        on_data = attacked
+        attacked = one_test_set(on_data, data, limit)
+        if limit and not attacked:
+            raise SpecError(f"--limit {limit}: both have been attacked on {_sizes(on_data)} test examples")
     threats = side_by_side(attacked, one, other)
     if not threats:
         raise StoreError(
@@ -69,11 +75,17 @@ def compare(first: str, second: str, /, *, data: str | None = None, place: Place
 
     print(f"{first} and {second} on {attacked[0].rows.num_rows} test examples of {data}: these two networks, not the")
     print("methods that trained them. p values stand alone, uncorrected for how many there are.")
+    if left_out := [cell for cell in on_data if cell.identity.inputs != attacked[0].identity.inputs]:
+        print(f"Attacks on {_sizes(left_out)} test examples are left out: choose with --limit.")
     _print_errors(first, second, named, known, by_key)
     _print_breaking(first, second, named, known, by_key)
     if None in threats:
         _print_smallest(first, second, threats[None], known, by_key)
         _print_worst_case(first, second, threats[None], known, by_key)
+
+
+def _sizes(cells: Iterable["Cell"]) -> str:
+    return ", ".join(map(str, sorted({cell.rows.num_rows for cell in cells})))
 
 
 def _weights(name: str, bearers: Sequence["Bearer"]) -> str:

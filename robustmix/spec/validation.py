@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from robustmix.errors import SpecError
 from robustmix.spec.names import unknown
@@ -15,6 +15,14 @@ class Spec(BaseModel):
     """The base of everything declared in a file: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # As Python has it, ``steps = true`` would be one step.
+        if isinstance(value, bool) and _holds_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"{str(value).lower()} is not a number")
+        return value
 
 
 AnySpec = TypeVar("AnySpec", bound=BaseModel)
@@ -75,6 +83,11 @@ def _keys_beside(location: tuple[int | str, ...], spec: type[BaseModel]) -> list
             nested = _table_of(spec.model_fields[part].annotation)
             spec = nested or spec
     return list(spec.model_fields)
+
+
+def _holds_number(annotation: Any) -> bool:
+    """Whether an annotation such as ``int | None`` allows a number."""
+    return annotation in (int, float) or any(map(_holds_number, get_args(annotation)))
 
 
 def _table_of(annotation: Any) -> type[BaseModel] | None:
