@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmix.attacks.gradient import from_start
-from robustmix.attacks.victim import Victim
+from robustmix.attacks.victim import Victim, frozen
 from robustmix.data import Dataset, Share
 from robustmix.device import autocast
 from robustmix.mixing import Mix, add_noise, apply, plan
@@ -90,7 +90,8 @@ def disturbed(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor, step: Step
         drawn = generator(recipe.seed, Stream.START, *counters).random((share.size, *x.shape[1:]), dtype=np.float32)
         offsets = torch.empty_like(x).copy_(torch.from_numpy(drawn)[share.positions]).mul_(2).sub_(1)
         victim = Victim(_Autocast(model, recipe), y, "ce", trusted=True)
-        x = from_start(victim, x, offsets, Course(eps, steps, PGD_STRIDE * eps / steps), "linf")
+        with frozen(model):
+            x = from_start(victim, x, offsets, Course(eps, steps, PGD_STRIDE * eps / steps), "linf")
     if recipe.noise:
         rng = generator(recipe.seed, Stream.NOISE, *counters)
         x = add_noise(x, recipe.noise, rng, share.positions, share.size)

@@ -244,7 +244,7 @@ def nan_passes_in_silence(self: Victim) -> None:
 
 @replaces(Victim, "_settle", "predicted_labels")
 def labels_predicted_anew(self: Victim, logits: Tensor) -> Tensor:
-    if self.trusted:
+    if self._labelled:
         self.labels = logits.detach().argmax(dim=1)
     assert self.labels is not None
     return self.labels

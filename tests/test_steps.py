@@ -1,5 +1,6 @@
 """The steps of an epoch: every example once, by any number of processes, and nothing but what the recipe says."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,25 @@ def test_inputs_are_disturbed_as_the_recipe_says_and_alike_in_all_processes(
     torch.testing.assert_close(torch.cat(halves), changed, rtol=0, atol=1e-6)
     if "adversarial_eps" in fields and scale:
         assert F.cross_entropy(model(changed), y) > F.cross_entropy(model(x), y)
+
+
+def test_adversarial_inputs_are_crafted_in_eval_mode_and_leave_no_trace_in_the_network(data: Dataset) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 10))
+        model[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+    before = deepcopy(model.state_dict())
+    own = recipe(method="erm", adversarial_eps=8, adversarial_steps=3)
+    step = next(planned_steps(own, data, 0, 0, ALONE))
+    x, y = data.train.gather(step.share.rows, CPU)
+    found = disturbed(own, model.train(), x, y, step)
+    assert all(module.training for module in model.modules())
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(disturbed(own, model.eval(), x, y, step), found)
 
 
 def test_inputs_of_a_plain_recipe_are_left_alone(data: Dataset) -> None:

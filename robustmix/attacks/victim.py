@@ -1,7 +1,7 @@
 """A model under attack: in eval mode, its parameters frozen, and left exactly as it was found."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ class Victim:
         model: maps inputs [B, ...] to logits [B, K].
         labels: int64 [B]; None for those that the model predicts where it is first looked at.
         loss: name of the loss that is ascended.
-        trusted: whether somebody has made sure that the labels are classes of the model.
+        trusted: whether the caller keeps the model frozen and has made sure that the labels are its classes; finding
+            out at every gradient would take a hundredth of a small network's passes.
         stack: points that may share a pass of the model where gradients are taken at several. Faster where batches are
             small; a result may then differ in its last bits from that of a pass of its own.
 
@@ -63,10 +64,11 @@ class Victim:
         with torch.inference_mode(False):
             # What was made in a caller's inference mode cannot take part in a graph; a copy can.
             self.labels = labels.clone() if labels is not None and labels.is_inference() else labels
-        self.trusted = trusted or labels is None
+        self.trusted = trusted
         self.stack = stack
         self.finite: Tensor | None = None
         self.logits = self.gap = self.saturated = self.zero_gradient = torch.empty(0)
+        self._labelled = trusted or labels is None
         self._loss = loss_named(loss)
         self._loss_name = loss
 
@@ -89,7 +91,7 @@ class Victim:
 
         Summed, not averaged, so that it neither depends on the batch size nor underflows because of it.
         """
-        with frozen(self.model), torch.inference_mode(False), torch.enable_grad():
+        with self._frozen(), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
             logits = self.model(x.requires_grad_())
             # Half precision would saturate the loss long before float32 does.
@@ -123,7 +125,7 @@ class Victim:
 
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
-        with frozen(self.model), torch.inference_mode(False), torch.no_grad():
+        with self._frozen(), torch.inference_mode(False), torch.no_grad():
             logits = self.model(x).float()
             found = margin(logits, self._settle(logits))
         # As a comparison it would be false, and so keep or drop a start in silence.
@@ -139,6 +141,9 @@ class Victim:
         if self.finite is not None and not self.finite.all():
             raise EvaluationError(not_finite(~self.finite))
 
+    def _frozen(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.trusted else frozen(self.model)
+
     def _note(self, finite: Tensor) -> None:
         assert self.labels is not None
         finite = finite.view(-1, len(self.labels)).all(dim=0) if len(self.labels) else finite
@@ -152,13 +157,13 @@ class Victim:
                 f"the loss 'dlr' needs three classes, the model tells {logits.shape[1]} apart: choose ce, logodds or "
                 "margin"
             )
-        if not self.trusted and len(logits):
+        if not self._labelled and len(logits):
             low, high = (int(end) for end in self.labels.aminmax())
             if not (low >= 0 and high < logits.shape[1]):
                 raise EvaluationError(
                     f"labels run from {low} to {high}, but the model tells {logits.shape[1]} classes apart"
                 )
-            self.trusted = True
+            self._labelled = True
         points = len(logits) // max(len(self.labels), 1)
         return self.labels.repeat(points) if points > 1 else self.labels
 
