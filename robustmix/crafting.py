@@ -68,32 +68,43 @@ class Crafting:
         self.stack = max(1, small // max(1, x.numel() // x.shape[1])) if unit.compiled else 1
 
     def groups(self) -> Iterator[dict[Course, Tensor]]:
-        """Inputs by course for every missing budget, those together that share a pass of the targets."""
+        """Inputs by course for every missing budget, those together that share a pass of the targets.
+
+        Raises:
+            EvaluationError: the attack cannot be made; its first words are the unit and the batch.
+        """
         crafted = self._crafted()
         while group := dict(islice(crafted, self.stack)):
             yield group
 
     def _crafted(self) -> Iterator[tuple[Course, Tensor]]:
         """(course, inputs) for every missing budget; the inputs themselves for clean predictions."""
-        attack, source, courses = self.unit.attack, self.source, self.unit.courses
+        attack, source = self.unit.attack, self.source
         if attack is None or source is None:
             yield CLEAN, self.x
-        elif not attack.native:
-            labels = self._labels(attack)
-            for course in courses:
-                yield course, self._foreign(attack, source, labels, course)
-        else:
-            # In float32 the first gradient's own pass predicts the labels; bf16 might predict others.
-            own = attack.labels == "predicted" and attack.precision == "32"
-            frozen_labels = None if own else self._labels(attack)
-            self.victim = Victim(source, frozen_labels, attack.loss, trusted=True, stack=self.stack)
-            lengths_of = {_pixels(course): course for course in courses}
-            decay = attack.options.get("decay", 0.0)
-            crafted = craft(
-                attack.name, self.victim, self.x, list(lengths_of), attack.metric, attack.restarts, decay, self.seed
-            )
-            for course, x_adv in crafted:
-                yield lengths_of[course], x_adv
+            return
+        try:
+            yield from self._native(attack, source) if attack.native else self._foreign(attack, source)
+        except EvaluationError as error:
+            raise EvaluationError(f"{self.unit.title}: in batch {self.number}: {error}") from None
+
+    def _native(self, attack: AttackSpec, source: nn.Module) -> Iterator[tuple[Course, Tensor]]:
+        # In float32 the first gradient's own pass predicts the labels; bf16 might predict others.
+        own = attack.labels == "predicted" and attack.precision == "32"
+        frozen_labels = None if own else self._labels(attack)
+        self.victim = Victim(source, frozen_labels, attack.loss, trusted=True, stack=self.stack)
+        lengths_of = {_pixels(course): course for course in self.unit.courses}
+        decay = attack.options.get("decay", 0.0)
+        crafted = craft(
+            attack.name, self.victim, self.x, list(lengths_of), attack.metric, attack.restarts, decay, self.seed
+        )
+        for course, x_adv in crafted:
+            yield lengths_of[course], x_adv
+
+    def _foreign(self, attack: AttackSpec, source: nn.Module) -> Iterator[tuple[Course, Tensor]]:
+        labels = self._labels(attack)
+        for course in self.unit.courses:
+            yield course, self._by_library(attack, source, labels, course)
 
     def state(self) -> list[Tensor]:
         """What the passes of an attack up a loss showed, float64 [`STATE`]; NaN for what only a gradient shows."""
@@ -116,12 +127,6 @@ class Crafting:
         with torch.no_grad():
             logits: Tensor = self.exact(self.x)
             return logits.argmax(dim=1)
-
-    def _foreign(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
-        try:
-            return self._by_library(attack, source, labels, course)
-        except EvaluationError as error:
-            raise EvaluationError(f"{self.unit.title}: in batch {self.number}: {error}") from None
 
     def _by_library(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
         at = _pixels(course)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmix._version import __version__
-from robustmix.attacks.arguments import check_networks, check_several, check_text, check_whole
+from robustmix.attacks.arguments import check_logits, check_networks, check_several, check_text, check_whole
 from robustmix.attacks.geometry import longest
 from robustmix.attacks.libraries import check_installed
 from robustmix.attacks.losses import loss_named
@@ -21,7 +21,7 @@ from robustmix.device import describe_device, exact_float32, is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
 from robustmix.outputs import check_outputs
-from robustmix.participants import Participant
+from robustmix.participants import Participant, distinct
 from robustmix.progress import say
 from robustmix.sanity import warn_of_chance
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
@@ -99,9 +99,7 @@ def transfer_matrix(
         assert isinstance(one.classes, int)
         some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
         check_outputs(f"model {name!r}", model, some, one.classes)
-    # One model under two names is measured once and shown under both.
-    crafting = list({participants[name].digest: participants[name] for name in models}.values())
-    goals = list({participants[name].digest: participants[name] for name in scored}.values())
+    crafting, goals = (distinct(participants[name] for name in group) for group in (models, scored))
     on_device = split.to(device)
     for held in halved(size):
         halved_from = size if held < size else None
@@ -176,7 +174,10 @@ def _specs(
     most: float,
 ) -> list[AttackSpec]:
     names = [known_attack(check_text(name, "an attack", "fgsm")) for name in check_several(attacks, "attacks")]
-    budgets = [_in_units(check_length(length, "eps", most)) for length in check_several(eps, "eps")]
+    lengths = [check_length(length, "eps", most) for length in check_several(eps, "eps")]
+    if 0 in lengths:
+        raise SpecError("eps=0 is no attack: the rows of role 'clean' say what the models do without one")
+    budgets = list(map(_in_units, lengths))
     given |= {"eps": budgets, "steps": steps}
     if step_size is not None:
         given["step"] = _in_units(check_length(step_size, "step_size", most))
@@ -234,14 +235,11 @@ def _device_of(models: Mapping[str, nn.Module]) -> torch.device:
 def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.device) -> int:
     x, _ = split.gather(torch.arange(min(2, len(split))), device)
     with frozen(model), torch.inference_mode():
-        logits = model(x)
+        logits = check_logits(model(x), f"model {name!r}", len(x))
     low, high = int(split.labels.min()), int(split.labels.max())
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise EvaluationError(f"model {name!r} returns {got}, not logits [B, K]: return its logits alone")
     if low < 0 or high >= logits.shape[1]:
         raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
-    return int(logits.shape[1])
+    return logits.shape[1]
 
 
 def _units(

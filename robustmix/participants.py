@@ -1,6 +1,6 @@
 """Who takes part in an evaluation: runs of the workspace, and models of anybody else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -91,6 +91,14 @@ def find_participants(
         for name in [pattern] if foreign else match_runs((pattern,), names, "run"):
             if name not in found:
                 found[name] = _foreign(name, statistics, shape, classes) if foreign else _own(place, name)
+    return list(found.values())
+
+
+def distinct(participants: Iterable[Participant]) -> list[Participant]:
+    """Each network once, under the first of its names: what one is measured at holds for all of them."""
+    found: dict[str, Participant] = {}
+    for one in participants:
+        found.setdefault(one.digest, one)
     return list(found.values())
 
 

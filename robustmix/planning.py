@@ -12,7 +12,7 @@ from robustmix.attacks.libraries import check_installed
 from robustmix.data import Dataset, Split, load_data
 from robustmix.device import memory_hint
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.participants import Participant, find_participants, is_foreign
+from robustmix.participants import Participant, distinct, find_participants, is_foreign
 from robustmix.progress import say
 from robustmix.sanity import check_model, some_images
 from robustmix.spec.attack import AttackSpec, Course
@@ -154,11 +154,11 @@ def _own_data(place: Workspace, sources: Sequence[str]) -> str:
 
 
 def _named(everyone: dict[str, Participant], place: Workspace, patterns: Sequence[str]) -> list[Participant]:
-    """The participants that patterns select, each once, in their order."""
+    """The networks that patterns select, each once, in their order."""
     names: list[str] = []
     for pattern in patterns:
         names += [pattern] if is_foreign(pattern) else match_runs((pattern,), run_names(place), "run")
-    return [everyone[name] for name in dict.fromkeys(names)]
+    return distinct(everyone[name] for name in names)
 
 
 def existing_cell(place: Workspace, identity: CellIdentity, *, save_images: bool = False) -> Cell | None:

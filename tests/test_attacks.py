@@ -1120,6 +1120,7 @@ def test_options_that_would_be_no_attack_are_refused(options: dict[str, object],
         ({"eps": torch.tensor(0.5)}, "eps must be a sequence, such as a tuple; got 0.5"),
         ({"eps": ["4/255"]}, "eps must be a number, a length in pixel units; got '4/255'"),
         ({"eps": [0.1, None]}, "eps must be a number, a length in pixel units; got None"),
+        ({"eps": []}, "eps is empty: name at least one"),
         ({"eps": [True]}, "eps must be a number, .* got True"),
         ({"eps": np.ones((2, 2))}, "eps must be a number, .* got list"),
         ({"name": None}, "name must be a name, such as 'fgsm'; got None"),
@@ -1146,7 +1147,15 @@ def test_attacks_at_one_budget_refuse_what_is_no_length() -> None:
             call(torch.relu, X, Y, 0.1)
 
 
-@pytest.mark.parametrize("eps", [np.array([0.1, 0.25]), torch.tensor([0.1, 0.25]), (np.float32(0.1), np.float64(0.25))])
+@pytest.mark.parametrize(
+    "eps",
+    [
+        np.array([0.1, 0.25]),
+        torch.tensor([0.1, 0.25]),
+        (np.float32(0.1), np.float64(0.25)),
+        (torch.tensor(0.1), torch.tensor(0.25)),
+    ],
+)
 def test_budgets_may_be_numpy_s_or_torch_s(eps: Sequence[float]) -> None:
     found = list(attacks.sweep("fgsm", linear(), X, Y, eps))
     assert [length for length, _ in found] == pytest.approx([0.1, 0.25])
@@ -1234,6 +1243,28 @@ def test_model_without_a_gradient_is_refused_with_the_way_out() -> None:
         assert "square or hopskipjump" in text[0]
     for attack in BLIND.values():
         assert not torch.equal(attack(Rounding(), X, Y, 0.1), X)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: (z, z), r"the model returns tuple, not logits \[B, K\] of \d inputs: return its logits alone"),
+        (lambda z: {"logits": z}, "the model returns dict, not logits"),
+        (lambda z: z[:, 0], r"the model returns \[\d\], not logits"),
+        (lambda z: z.unsqueeze(2), r"the model returns \[\d, \d+, 1\], not logits"),
+        (lambda z: z.mean(0, keepdim=True), r"the model returns \[1, \d+\], not logits"),
+        (lambda z: z[:, :1], r"the model gives a single logit z: return one for each class, \[0, z\] for two"),
+    ],
+)
+def test_what_is_no_logits_is_refused_in_one_line(change: Callable[[Tensor], object], message: str) -> None:
+    class Other(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return change(linear()(x))
+
+    for attack in (*GRADIENTS.values(), partial(attacks.pgd, restarts=2)):
+        with pytest.raises(EvaluationError, match=message) as caught:
+            attack(Other(), X, Y * 0, 0.1)
+        assert "\n" not in str(caught.value)
 
 
 def test_unknown_attack_is_refused_with_the_choices() -> None:

@@ -318,6 +318,11 @@ class Hungry(Flat):
         return super().forward(x)
 
 
+class Mean(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(0, keepdim=True)
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -337,7 +342,19 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RobustmixError], str]] = {
     "no target": ({"targets": {}}, SpecError, r"there is no target to score"),
     "eps in grey levels": ({"eps": (4,)}, SpecError, r"eps=4 .*write eps=4/255 for 4 grey levels"),
     "a negative budget": ({"eps": (-0.1,)}, SpecError, r"eps=-0.1 must be"),
-    "no budget": ({"eps": ()}, SpecError, r"eps"),
+    "no budget": ({"eps": ()}, SpecError, r"eps is empty: name at least one"),
+    "a budget of nothing": ({"eps": (4 / 255, 0)}, SpecError, r"eps=0 is no attack: the rows of role 'clean' say"),
+    "no attack": ({"attacks": ()}, SpecError, r"attacks is empty: name at least one"),
+    "one logit": (
+        {"models": {"net": Flat(1)}, "labels": Y * 0},
+        EvaluationError,
+        r"model 'net' gives a single logit z: return one for each class, \[0, z\] for two",
+    ),
+    "a logit for the batch": (
+        {"models": {"net": Mean()}},
+        EvaluationError,
+        r"'net' returns \[1, 10\], not logits \[B, K\] of 2 inputs",
+    ),
     "a step in grey levels": ({"attacks": ("ifgsm",), "step_size": 1.5}, SpecError, r"step_size=1.5 .*write"),
     "steps too short": (
         {"attacks": ("ifgsm",), "steps": 2, "step_size": 1 / 255},
@@ -505,7 +522,7 @@ def test_models_whose_accuracy_is_chance_are_named(
         "warning: model {!r}: accuracy {:.1f} % on 60 examples is chance (10 classes): does it take pixels in [0, 1], "
         "and are its classes those of the labels, in their order?"
     )
-    assert said == [warning.format(name, 100 * (1 - clean[name])) for name in ("again", "reversed")]
+    assert said == [warning.format(name, 100 * (1 - clean[name])) for name in ("grey", "reversed")]
 
 
 def test_few_examples_are_no_reason_to_warn(capsys: pytest.CaptureFixture[str]) -> None:

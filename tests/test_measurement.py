@@ -46,6 +46,10 @@ class NoSlope(Net):
     def forward(self, x):
         return self.network(x) + 0 * (x - self.image).square().flatten(1).sum(dim=1, keepdim=True).sqrt()
 
+class NoGradient(Net):
+    def forward(self, x):
+        return self.network(x.detach())
+
 class NoLogit(Net):
     '''No number where the corner that every digit leaves black is not.'''
     def forward(self, x):
@@ -155,6 +159,32 @@ def test_a_process_measures_of_its_batches_what_one_alone_would(workspace: Path)
     np.testing.assert_array_equal(parts.columns, everything.columns[:, :, kept])
     np.testing.assert_array_equal(parts.states, everything.states[[0, 2]])
     assert (parts.forward, parts.backward) == (everything.forward * 24 / 40, everything.backward * 24 / 40)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttackSpec(name="signs", eps=(16,)),
+        AttackSpec(name="noise", eps=(16,), norm="l2"),
+        AttackSpec(name="pgd", eps=(16,), steps=2),
+        AttackSpec(name="pgd", eps=(16,), steps=2, impl="torchattacks"),
+        AttackSpec(name="square", eps=(16,), queries=2),
+    ],
+    ids=["signs", "noise", "pgd", "pgd by torchattacks", "square"],
+)
+def test_each_batch_has_random_numbers_of_its_own(spec: AttackSpec, workspace: Path) -> None:
+    pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
+    *_, unit = make_plan(suite(spec, limit=8), Workspace(workspace)).units
+    network = Counted(robustmix.load_model("erm1", workspace=workspace).requires_grad_(False), CPU, "32")
+    x, y = digits(8)
+
+    def made(number: int) -> Tensor:
+        ((found,),) = (group.values() for group in Crafting(unit, network, network, x, y, number).groups())
+        return found
+
+    first, again, second = made(0), made(0), made(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
 
 
 def test_a_process_without_a_batch_measures_nothing(workspace: Path) -> None:
@@ -350,6 +380,10 @@ def test_the_host_does_not_wait_for_a_gpu_within_a_unit(workspace: Path) -> None
             r"^fgsm from \S+net\.py:NoSlope: in batch 1 the gradient of 1 examples is NaN or infinite "
             r"\(first: number 44 of the batch\)",
         ),
+        (
+            "NoGradient",
+            r"^fgsm from \S+net\.py:NoGradient: in batch 0: the model's output has no gradient with respect",
+        ),
         ("NoLogit", r"^fgsm from \S+net\.py:NoLogit: in batch 0 a logit of \S+net\.py:NoLogit is NaN or infinite"),
     ],
 )
@@ -360,7 +394,7 @@ def test_no_number_is_an_error_that_names_unit_and_batch(net: str, message: str,
         wanted = wanted.model_copy(update={"sources": (bad,)})
     with pytest.raises(EvaluationError, match=message):
         evaluate(wanted, workspace=workspace)
-    assert {cell.facts.source_name for cell in attacked(workspace)} == ({"erm1"} if net == "NoSlope" else set())
+    assert {cell.facts.source_name for cell in attacked(workspace)} == (set() if net == "NoLogit" else {"erm1"})
     assert not list((workspace / "results/parts").iterdir()), "the claim on the unit is given back"
 
 

@@ -1,5 +1,6 @@
 """What a suite asks for: which cells are missing, what they will cost, and which data and models do not fit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def test_a_cell_that_two_attacks_share_is_computed_once(workspace: Path) -> None
     plan = make_plan(suite(*twice), Workspace(workspace))
     courses = [unit.courses for unit in plan.units[1:]]
     assert courses == [((16, 4, 4), (32, 4, 8)), ((16, 4, 8),)], "at 32 both make 4 steps of 8"
+
+
+def test_one_network_under_several_names_is_measured_once_and_shown_under_each(tiny: Path, tmp_path: Path) -> None:
+    for name, copied in (("erm1", "erm1"), ("erm1", "erm1-copied"), ("mixup1", "mixup1")):
+        shutil.copytree(tiny / "runs" / name, tmp_path / "runs" / copied)
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources="erm*", targets=("mixup1", "erm*"), limit=20)
+    plan = make_plan(wanted, Workspace(tmp_path))
+    assert [(unit.source and unit.source.name, len(unit.cells)) for unit in plan.units] == [(None, 2), ("erm1", 4)]
+    table = evaluate(wanted, workspace=tmp_path)
+    names = {"erm1", "erm1-copied"}
+    attacked = table[table["role"] != "clean"]
+    assert set(zip(attacked["source"], attacked["target"], strict=True)) == {
+        (source, target) for source in names for target in ("mixup1", *names)
+    }
+    assert set(attacked[attacked["target"].isin(names)]["role"]) == {"white"}
+    assert attacked.groupby(["eps_255", "role"])["errors"].nunique().eq(1).all()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from robustmix.errors import SpecError
+from robustmix.errors import EvaluationError, SpecError
 from robustmix.units import described
 
 
@@ -53,13 +53,19 @@ def check_several(values: object, what: str) -> list[Any]:
         values: the argument.
         what: its name.
 
+    Returns:
+        Its values, those of numpy and torch as plain numbers.
+
     Raises:
-        SpecError: it is a single value.
+        SpecError: it is a single value, or empty.
     """
     plain = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
     if isinstance(plain, str) or not isinstance(plain, Iterable):
         raise SpecError(f"{what} must be a sequence, such as a tuple; got {described(plain)}")
-    return list(plain)
+    found = [value.item() if isinstance(value, Tensor) and not value.ndim else value for value in plain]
+    if not found:
+        raise SpecError(f"{what} is empty: name at least one")
+    return found
 
 
 def check_network(value: object, what: str) -> nn.Module:
@@ -74,6 +80,28 @@ def check_network(value: object, what: str) -> nn.Module:
     """
     if not isinstance(value, nn.Module):
         raise SpecError(f"{what} must be a torch.nn.Module; got {type(value).__name__}")
+    return value
+
+
+def check_logits(value: object, who: str, count: int) -> Tensor:
+    """Check what a model returns.
+
+    Args:
+        value: of a forward pass.
+        who: the model, for messages.
+        count: of the inputs.
+
+    Returns:
+        Logits [count, K].
+
+    Raises:
+        EvaluationError: it is anything else, or there is one logit for all classes.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != count:
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise EvaluationError(f"{who} returns {got}, not logits [B, K] of {count} inputs: return its logits alone")
+    if value.shape[1] < 2:
+        raise EvaluationError(f"{who} gives a single logit z: return one for each class, [0, z] for two")
     return value
 
 

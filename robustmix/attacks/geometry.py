@@ -13,8 +13,8 @@ from robustmix.rng import Stream, generator
 from robustmix.spec.names import Norm
 from robustmix.units import GREY_LEVELS, IMAGES
 
-# Of grey levels: what float32 makes of a whole number of them.
-ROUNDING: Final = 1e-3
+# Relative to a budget: what float32 makes of a whole number of grey levels, and of the length of many.
+ROUNDING: Final = 1e-6
 
 
 def steepest(slope: Tensor, norm: Norm) -> Tensor:
@@ -98,11 +98,11 @@ def round_within(x_adv: Tensor, x: Tensor, eps: float | None, norm: Norm) -> Ten
     moved = x_adv * GREY_LEVELS - levels
     nearest = moved.round()
     if eps is not None and norm == "linf":
-        most = math.floor(eps * GREY_LEVELS + ROUNDING)
+        most = math.floor(eps * GREY_LEVELS * (1 + ROUNDING))
         nearest = nearest.clamp(-most, most)
     elif eps is not None:
         # Rounded towards x where rounding to the nearest level leaves the budget.
-        beyond = lengths(nearest, norm) > eps * GREY_LEVELS + ROUNDING
+        beyond = lengths(nearest, norm) > eps * GREY_LEVELS * (1 + ROUNDING)
         nearest = torch.where(beyond.view(-1, *[1] * (x.ndim - 1)), moved.trunc(), nearest)
     return (levels + nearest).clamp(0, GREY_LEVELS).to(torch.uint8)
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from robustmix.attacks.arguments import check_logits
 from robustmix.attacks.geometry import extremes
 from robustmix.attacks.losses import loss_named, margin
 from robustmix.errors import EvaluationError
@@ -93,7 +94,7 @@ class Victim:
         """
         with self._frozen(), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
-            logits = self.model(x.requires_grad_())
+            logits = check_logits(self.model(x.requires_grad_()), "the model", len(x))
             # Half precision would saturate the loss long before float32 does.
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = self._settle(logits)
@@ -126,7 +127,7 @@ class Victim:
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
         with self._frozen(), torch.inference_mode(False), torch.no_grad():
-            logits = self.model(x).float()
+            logits = check_logits(self.model(x), "the model", len(x)).float()
             found = margin(logits, self._settle(logits))
         # As a comparison it would be false, and so keep or drop a start in silence.
         self._note(~found.isnan())

@@ -42,9 +42,9 @@ def main(raw: Path, out: Path) -> None:
     saved = []
     for (job, size), parts in jobs.items():
         figures = {
-            name: median(parts[a][turn]["seconds"] / parts[b][turn]["seconds"] for turn in parts[a].keys() & parts[b])
+            name: median(parts[a][turn]["seconds"] / parts[b][turn]["seconds"] for turn in both)
             for name, (a, b) in FIGURES.items()
-            if {a, b} <= parts.keys()
+            if (both := parts.get(a, {}).keys() & parts.get(b, {}).keys())
         }
         within = [info["seconds"] / info["passes"] for info in parts.get("ours", {}).values() if "passes" in info]
         figures |= {WITHIN: median(within)} if within else {}
