@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from robustmix._version import __version__
 from robustmix.data import Split
 from robustmix.device import compile_network, describe_device, is_out_of_memory
 from robustmix.errors import EvaluationError, StoreError
-from robustmix.gallery import Gallery, Shown, remove_forsaken, remove_parts
+from robustmix.gallery import Gallery, Shown
+from robustmix.handover import gathered
 from robustmix.launching import launch
 from robustmix.measurement import Keep, Measured, batch_states, measure, rows
 from robustmix.participants import Participant
@@ -25,9 +25,9 @@ from robustmix.planning import Plan, existing_cell, make_plan, missing_cells
 from robustmix.progress import say
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
-from robustmix.store.atomic import write_atomically
 from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, write_cell
 from robustmix.store.claims import claim, holder
+from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
@@ -47,6 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Attack every source of a suite and score every target; compute only what is not in the workspace yet.
 
+    Under torchrun and srun the processes share the work, and each gets all results.
+
     Args:
         suite: a suite, or the name or file of one; its runs must have been trained.
         workspace: the folder with ``runs/``, which gets ``results/``.
@@ -64,8 +66,9 @@ def evaluate(
     """
     place = Workspace.find(workspace)
     suite = suite if isinstance(suite, Suite) else load_suite(suite, place.root)
-    plan = make_plan(suite, place, batch_size=batch_size, data_root=data_root)
-    compute(plan, place, launch(device))
+    team = launch(device)
+    plan = team.in_turn(lambda: make_plan(suite, place, batch_size=batch_size, data_root=data_root))
+    compute(plan, place, team)
     return planned_results(plan, place)
 
 
@@ -93,7 +96,8 @@ def planned_results(plan: Plan, place: Workspace) -> pd.DataFrame:
 def compute(plan: Plan, place: Workspace, team: Team) -> int:
     """Compute the missing cells, unit by unit; each unit's cells are written when it is done.
 
-    Several processes share the batches of a unit; several jobs on one workspace share the units.
+    Several processes share the batches of a unit; several jobs on one workspace share the units. When one process
+    returns, all cells are there.
 
     Returns:
         How many of the missing cells this job has computed; another job may have computed the rest.
@@ -101,11 +105,12 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     Raises:
         EvaluationError: a model is not what it should be, an output or a gradient is not finite, an adversarial input
             leaves its budget or the range, or memory runs out with a single example.
+        StoreError: a file cannot be written, or another job has taken over a unit while this one was silent.
     """
     # What is missing may have changed between one process's look and another's: all go by rank 0's.
     plan = replace(plan, missing=team.share(plan.missing))
     job = _Job(plan, place, team)
-    job.check_strangers()
+    team.in_turn(job.check_strangers)
     units = plan.units
     if units and team.rank == 0:
         remove_forsaken(place)
@@ -114,9 +119,9 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     while pending:
         held = []
         for number, unit in pending:
-            with _claimed(place, unit, team) as ours:
-                if ours:
-                    computed += job.finish(unit, f"{number}/{len(units)} {unit.title}")
+            with _claimed(place, unit, team) as making:
+                if making:
+                    computed += job.finish(unit, making, f"{number}/{len(units)} {unit.title}")
                 else:
                     held.append((number, unit))
         if len(held) == len(pending):
@@ -126,19 +131,20 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
                 told = True
             time.sleep(POLL_S)
         pending = held
+    team.barrier()  # rank 0 writes the last cells while the others are here already
     return computed
 
 
 @contextmanager
-def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[bool]:
-    """Whether this job is the one that computes a unit."""
+def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[str | None]:
+    """What this job calls its files in the making of a unit, if it is the one that computes it."""
     if team.rank == 0:
         with claim(place.parts, unit.key) as ours:
             if ours:
                 remove_parts(place, unit.key)
-            yield team.share(ours)
+            yield team.share(new_making(unit.key) if ours else None)
     else:
-        yield team.share(False)
+        yield team.share(None)
 
 
 class _Job:
@@ -156,14 +162,14 @@ class _Job:
                 if one is not None and one.run is None:
                     self._model(one, compiled=False)
 
-    def finish(self, unit: Unit, title: str) -> int:
+    def finish(self, unit: Unit, making: str, title: str) -> int:
         """Compute what is missing of a unit, in smaller batches if memory runs out, and write it; counts the cells."""
         missing = self._still_missing(unit)
         if missing is None:
             return 0
         for size in halved(unit.batch_size):
             smaller = resized(missing, size)
-            if self._measured(smaller, unit, title):
+            if self._measured(smaller, unit, making, title):
                 break
             say(f"memory ran out with batches of {size}: {title} starts again with {size // 2}")
         else:
@@ -171,27 +177,24 @@ class _Job:
         if size < unit.batch_size:
             clean = self._still_missing(clean_unit(smaller))
             if clean:
-                self._measured(clean, unit, f"{title}, clean")
+                self._measured(clean, unit, making, f"{title}, clean")
         return len(missing.cells)
 
     def _still_missing(self, unit: Unit) -> Unit | None:
         """What of a unit nobody has computed in the meantime, as rank 0 sees it."""
         return unit.only(self.team.share(missing_cells(unit, self.place) if self.team.rank == 0 else []))
 
-    def _measured(self, unit: Unit, claimed: Unit, title: str) -> bool:
-        """Compute and write the cells of a unit; False if memory ran out in any process.
-
-        Files in the making bear the key of the unit that is claimed, so that no other job writes them.
-        """
+    def _measured(self, unit: Unit, claimed: Unit, making: str, title: str) -> bool:
+        """Compute and write the cells of a unit; False if memory ran out in any process."""
         started = time.perf_counter()
         batches = torch.arange(len(self.inputs)).split(unit.batch_size)
-        images = Gallery(unit, self.place, self.inputs, self.team, claimed.key) if unit.save_images else None
+        images = Gallery(unit, self.place, self.inputs, self.team, making) if unit.save_images else None
         shown = Shown(unit)
         try:
             own = self._attempt(unit, batches, title, images, shown)
             if images:
                 images.flush()
-            everything = _gathered(claimed, own, len(self.inputs), batches, self.place, self.team)
+            everything = gathered(own, len(self.inputs), batches, self.place, self.team, making)
             complete = self.team.share(everything is not None)
             if images and everything is not None:
                 images.finish(self.plan)
@@ -272,34 +275,3 @@ def as_graphs(unit: Unit, device: torch.device) -> bool:
     These keep what several passes return, whose memory graphs use again.
     """
     return device.type == "cuda" and (unit.attack is None or unit.attack.native)
-
-
-def _gathered(
-    claimed: Unit, own: Measured | None, count: int, batches: tuple[Tensor, ...], place: Workspace, team: Team
-) -> Measured | None:
-    """On rank 0, what all processes have measured, in the examples' order; None if memory ran out in any."""
-    if team.size == 1:
-        return own
-    paths = [place.parts / f"{claimed.key}.{rank}.npz" for rank in range(team.size)]
-    parts = {"failed": np.array(1)} if own is None else {"failed": np.array(0), **vars(own)}
-    write_atomically(paths[team.rank], lambda file: np.savez(file, **parts))
-    team.barrier()
-    if team.rank > 0:
-        return None
-    read = []
-    for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            read.append({name: file[name] for name in file})
-        path.unlink()
-    if any(part["failed"] for part in read):
-        return None
-    columns = np.empty((*read[0]["columns"].shape[:2], count))
-    states = np.empty((len(batches) if len(read[0]["states"]) else 0, read[0]["states"].shape[1]))
-    for rank, part in enumerate(read):
-        shard = batches[rank :: team.size]
-        if shard:
-            columns[:, :, torch.cat(shard).numpy()] = part["columns"]
-            if len(states):
-                states[rank :: team.size] = part["states"]
-    forward, backward = (sum(int(part[what]) for part in read) for what in ("forward", "backward"))
-    return Measured(columns, states, forward, backward, max(float(part["waited"]) for part in read))

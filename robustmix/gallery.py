@@ -2,8 +2,6 @@
 
 import json
 import os
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +14,8 @@ from robustmix.progress import say
 from robustmix.spec.attack import Course
 from robustmix.store.atomic import write_text
 from robustmix.store.cells import gallery_path
-from robustmix.store.claims import claim, forsaken
 from robustmix.store.gallery import CHANNELS, KEPT, Examples, write_examples
+from robustmix.store.parts import images_part, taken_over
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
 from robustmix.units import GREY_LEVELS, to_pixels
@@ -54,19 +52,18 @@ class Shown:
 class Gallery:
     """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
 
-    def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team, claim: str) -> None:
-        self._claim = claim
+    def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team, making: str) -> None:
         self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
+        self._parts = {course: images_part(path, making) for course, path in self._paths.items()}
         self._unit, self._team = unit, team
         shape = (len(inputs), *inputs.shape)
         if team.rank == 0:
             place.gallery.mkdir(parents=True, exist_ok=True)
-            for path in self._paths.values():
-                np.lib.format.open_memmap(self._part(path), mode="w+", dtype=np.uint8, shape=shape).flush()
+            for part in self._parts.values():
+                np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
         team.barrier()
-        self._files = {course: self._part(path).open("r+b", buffering=0) for course, path in self._paths.items()}
-        first = next(iter(self._paths.values()))
-        self._start = np.lib.format.open_memmap(self._part(first), mode="r").offset
+        self._files = {course: part.open("r+b", buffering=0) for course, part in self._parts.items()}
+        self._start = np.lib.format.open_memmap(next(iter(self._parts.values())), mode="r").offset
 
     def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
         """Keep uint8 images [B, C, H, W] of consecutive examples [B].
@@ -82,7 +79,11 @@ class Gallery:
             os.fsync(file.fileno())
 
     def finish(self, plan: Plan) -> None:
-        """Give the files their names, each beside what it is."""
+        """Give the files their names, each beside what it is.
+
+        Raises:
+            StoreError: another job has taken the work over.
+        """
         for course, path in self._paths.items():
             identity = self._unit.at(course)[0].identity
             what = {
@@ -92,7 +93,10 @@ class Gallery:
                 "images": path.name,
             }
             write_text(path.with_suffix(".json"), json.dumps(what, indent=1) + "\n")
-            self._part(path).replace(path)
+            try:
+                self._parts[course].replace(path)
+            except FileNotFoundError:
+                raise taken_over(self._parts[course]) from None
         say(f"adversarial images: {', '.join(str(path) for path in self._paths.values())}")
 
     def close(self) -> None:
@@ -100,27 +104,5 @@ class Gallery:
         for file in self._files.values():
             file.close()
         if self._team.rank == 0:
-            for path in self._paths.values():
-                self._part(path).unlink(missing_ok=True)
-
-    def _part(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}{_ending(self._claim)}")
-
-
-def remove_parts(place: Workspace, claimed: str) -> None:
-    """Remove what a job that was killed had kept of a unit; for the one that has the unit's claim now."""
-    for path in place.gallery.glob(f".*{_ending(claimed)}"):
-        with suppress(OSError):  # gone, or another user's
-            path.unlink()
-
-
-def remove_forsaken(place: Workspace) -> None:
-    """Remove what jobs that were killed had kept of units that nobody may ever ask for again, with their claims."""
-    for key in forsaken(place.parts):
-        with claim(place.parts, key) as ours:
-            if ours:
-                remove_parts(place, key)
-
-
-def _ending(claimed: str) -> str:
-    return f".{claimed[:16]}.part"
+            for part in self._parts.values():
+                part.unlink(missing_ok=True)

@@ -65,6 +65,8 @@ def launch(device: Device = "auto", devices: int = 1, nodes: int = 1) -> Team:
     if devices * nodes == 1:
         return Team(where)
     where = _own_device(where, local_rank, devices, starter)
+    if where.type == "cpu" and devices > 1:
+        _share_cores(devices, under_slurm=starter == "srun")
     if not starter:
         _start_others(devices, nodes)
     elif LEADER in os.environ and os.environ[LEADER] != str(os.getpid()):
@@ -112,6 +114,19 @@ def _own_device(kind: torch.device, local_rank: int, devices: int, starter: str 
     own = torch.device("cuda", 0 if alone else local_rank)
     torch.cuda.set_device(own)
     return own
+
+
+def _share_cores(devices: int, *, under_slurm: bool) -> None:
+    """Compute with this process's share of the machine's cores, unless ``OMP_NUM_THREADS`` says how many threads.
+
+    Processes that each take a thread per core are many times slower.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Of a task with cores of its own, SLURM shows no others.
+    own = os.environ.get("SLURM_CPUS_PER_TASK") if under_slurm else None
+    torch.set_num_threads(int(own) if own else max(1, cores // devices))
 
 
 def _start_others(devices: int, nodes: int) -> None:

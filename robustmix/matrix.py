@@ -20,6 +20,7 @@ from robustmix.data import TensorSplit
 from robustmix.device import describe_device, exact_float32, is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
+from robustmix.models.layout import fitted
 from robustmix.outputs import check_outputs
 from robustmix.participants import Participant, distinct
 from robustmix.progress import say
@@ -155,13 +156,15 @@ def present(name: str, model: nn.Module, split: TensorSplit, device: torch.devic
     Raises:
         EvaluationError: it returns no logits, or too few for the labels.
     """
+    some, _ = split.gather(torch.arange(min(2, len(split))), device)
+    whole = fitted(model, some)
     return Participant(
         name=name,
         digest=hashlib.sha256(str(id(model)).encode()).hexdigest(),
-        classes=_classes(name, model, split, device),
+        classes=_classes(name, whole, some, split.labels),
         shape=None,
         run=None,
-        load=lambda: model,
+        load=lambda: whole,
     )
 
 
@@ -232,11 +235,10 @@ def _device_of(models: Mapping[str, nn.Module]) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def _classes(name: str, model: nn.Module, split: TensorSplit, device: torch.device) -> int:
-    x, _ = split.gather(torch.arange(min(2, len(split))), device)
+def _classes(name: str, model: nn.Module, x: Tensor, labels: Tensor) -> int:
     with frozen(model), torch.inference_mode():
         logits = check_logits(model(x), f"model {name!r}", len(x))
-    low, high = int(split.labels.min()), int(split.labels.max())
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
     return logits.shape[1]

@@ -25,7 +25,7 @@ class Participant:
         classes: their names in the order of the logits, or only their number where it has no names for them.
         shape: [C, H, W] of the images that it takes; None for any.
         run: if it is one.
-        load: makes the model: eval mode, channels-last, images [B, C, H, W] in [0, 1] in, logits [B, K] out.
+        load: makes the model: eval mode, images [B, C, H, W] in [0, 1] in any layout in, logits [B, K] out.
     """
 
     name: str
@@ -72,7 +72,7 @@ def find_participants(
             ``FILE.py:FACTORY``, whose code is executed. The name of the latter four is the spec itself.
         normalize: what every ``FILE.py:FACTORY`` is put behind, see `parse_normalize`; nothing if not given.
         shape: [C, H, W] of the images, to which the models of torchvision and timm are fitted.
-        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on a black image finds it if not given.
+        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on black images finds it if not given.
 
     Raises:
         SpecError: a pattern matches nothing, a factory fails, or `normalize` is no normalisation or has no use.

@@ -19,6 +19,7 @@ from robustmix.checkpoints import digest_model
 from robustmix.errors import CheckpointError, EvaluationError, SpecError
 from robustmix.factories import find_factory
 from robustmix.models.classifier import Normalize
+from robustmix.models.layout import evaluating, laid_out
 from robustmix.models.resize import Resize
 from robustmix.packages import one_line, timm_models, torchvision_models
 from robustmix.progress import say
@@ -79,7 +80,7 @@ class Foreign:
         digest: SHA-256 that tells apart what it computes.
         classes: their names in the order of the logits, or only their number where it has no names for them.
         shape: [C, H, W] of the images that it takes; None for any.
-        load: makes the model: eval mode, channels-last, images [B, C, H, W] in [0, 1] in, logits [B, K] out.
+        load: makes the model: eval mode, images [B, C, H, W] in [0, 1] in any layout in, logits [B, K] out.
     """
 
     digest: str
@@ -116,7 +117,7 @@ def open_model(spec: str, statistics: Statistics, shape: Shape | None, classes: 
         spec: ``torchvision:NAME``, ``timm:NAME``, ``hf-hub:REPO`` or ``FILE.py:FACTORY``, whose code is executed.
         statistics: what a ``FILE.py:FACTORY`` is normalised with; the others bring their own.
         shape: [C, H, W] of the images, to which the models of torchvision and timm are fitted; None for their own.
-        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on a black image finds it if not given.
+        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on black images finds it if not given.
 
     Raises:
         SpecError: there is no such model, or a factory fails or makes a model that cannot take the images.
@@ -140,7 +141,7 @@ def open_model(spec: str, statistics: Statistics, shape: Shape | None, classes: 
                 f"{spec} has other weights than a moment ago: it must give the same model every time, so read its "
                 "weights from a file, or seed it"
             )
-        return model
+        return _lay_out(model, shape) if shape and is_factory(spec) else model
 
     return Foreign(digest, known, shape or made.shape, load)
 
@@ -207,7 +208,7 @@ def _normalize(statistics: Statistics, channels: int) -> Normalize:
     return layer
 
 
-def _count_classes(spec: str, made: _Made, model: nn.Module, shape: Shape | None, given: int | None) -> int:
+def _count_classes(spec: str, made: _Made, model: Wrapped, shape: Shape | None, given: int | None) -> int:
     """The number of logits, by a pass that also shows whether the network works without its maker."""
     if shape is None:
         if given is None:
@@ -215,9 +216,22 @@ def _count_classes(spec: str, made: _Made, model: nn.Module, shape: Shape | None
                 f"how many classes {spec} tells apart is unknown without the shape of an image or their number"
             )
         return given
-    with one_line(f"{spec} cannot take images {list(shape)}", SpecError), made.alone(), torch.no_grad():
-        found = int(model(torch.zeros(1, *shape)).shape[1])
+    failing = one_line(f"{spec} cannot take images {list(shape)}", SpecError)
+    # That modules stay in train mode is said where the model is looked over: this pass must not change them before.
+    with failing, made.alone(), evaluating(model), torch.no_grad():
+        found = int(_lay_out(model, shape)(_black(shape)).shape[1])
     return given or found
+
+
+def _lay_out(model: Wrapped, shape: Shape) -> Wrapped:
+    """The same model for images in channels-last layout, which the user's own code may not expect."""
+    model.network = laid_out(model.network, _black(shape))
+    return model
+
+
+def _black(shape: Shape) -> Tensor:
+    # Two: of one image with a single pixel, batch norm without running statistics has no variance.
+    return torch.zeros(2, *shape)
 
 
 def _digest(made: _Made, model: Wrapped) -> str:

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from robustmix.errors import StoreError
 from robustmix.store import claims
-from robustmix.store.claims import claim, forsaken, holder
+from robustmix.store.claims import claim, forsaken, holder, untouched
 
 # Claims every key, says which it got, and keeps them until it is told to stop.
 CONTENDER = """
@@ -120,6 +121,67 @@ def test_a_process_that_only_bears_the_number_of_a_dead_one_holds_nothing(tmp_pa
     assert won(tmp_path)
 
 
+@knows_processes
+def test_a_job_that_is_only_suspended_keeps_its_claim_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = contender(tmp_path, "unit")
+    go(job)
+    assert job.stdout.readline() == "unit\n"
+    job.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, job.pid, os.WSTOPPED)
+    os.utime(tmp_path / "unit.claim", (0, 0))
+    assert not won(tmp_path)
+    assert forsaken(tmp_path) == []
+    assert holder(tmp_path, "unit").endswith(f", process {job.pid}")
+    with monkeypatch.context() as patch:
+        elsewhere(patch)
+        assert forsaken(tmp_path) == ["unit"], "nobody else sees that it lives"
+    job.kill()
+    job.communicate()
+    assert won(tmp_path)
+
+
+@knows_processes
+@pytest.mark.parametrize(("seconds", "free"), [(claims.STALE - 10, False), (claims.STALE + 1, True)])
+def test_what_another_user_hides_is_judged_by_its_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, free: bool
+) -> None:
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError
+
+    path = tmp_path / "unit.claim"
+    path.write_text(json.dumps(claims._self()))
+    touched = path.stat().st_mtime
+    os.utime(path, (touched, touched - seconds))
+    monkeypatch.setattr(claims, "_started", lambda pid: None)
+    monkeypatch.setattr(os, "kill", refused)
+    assert won(tmp_path) == free
+
+
+def test_where_processes_cannot_be_seen_silence_is_all_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_realm", lambda: None)
+    with claim(tmp_path, "unit"):
+        assert not won(tmp_path)
+        os.utime(tmp_path / "unit.claim", (0, 0))
+        assert won(tmp_path)
+
+
+def test_a_claim_that_cannot_be_removed_grows_stale_although_its_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch, claim(tmp_path, "unit"):
+        patch.setattr(Path, "unlink", refused)
+    assert not won(tmp_path), "nobody has it, but it was touched a moment ago"
+    os.utime(tmp_path / "unit.claim", (0, 0))
+    assert won(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"host": "a'])
 def test_a_job_elsewhere_is_dead_when_its_claim_is_untouched_for_long(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "unit.claim"
@@ -212,3 +274,12 @@ def test_a_job_elsewhere_is_given_longer_where_nobody_waits_for_it(tmp_path: Pat
     assert forsaken(tmp_path) == []
     os.utime(path, (touched, touched - claims.GONE - 1))
     assert forsaken(tmp_path) == ["unit"]
+
+
+def test_untouched_is_what_was_written_long_ago(tmp_path: Path) -> None:
+    assert untouched(tmp_path / "nowhere", "*") == []
+    for name, age in (("old.a", claims.GONE + 60), ("young.a", claims.GONE - 60), ("old.b", claims.GONE + 60)):
+        path = tmp_path / name
+        path.touch()
+        os.utime(path, (0, path.stat().st_mtime - age))
+    assert untouched(tmp_path, "*.a") == [tmp_path / "old.a"]

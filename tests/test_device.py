@@ -229,6 +229,46 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen == [torch.device("cuda", 2), torch.device("cuda", 0)]
 
 
+@pytest.mark.parametrize(
+    ("variables", "cores", "devices", "threads"),
+    [
+        ({}, 8, 2, [4]),
+        ({}, 8, 3, [2]),
+        ({}, 2, 4, [1]),
+        ({}, 8, 1, []),
+        ({"OMP_NUM_THREADS": "5"}, 8, 2, []),
+        ({"SLURM_CPUS_PER_TASK": "3"}, 8, 2, [4]),
+        ({"SLURM_CPUS_PER_TASK": "3", **TASKS[0], "SLURM_NTASKS_PER_NODE": "2"}, 3, 2, [3]),
+        ({**TASKS[0], "SLURM_NTASKS_PER_NODE": "2"}, 8, 2, [4]),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 8, 1, [4]),
+        ({"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, 8, 1, []),
+    ],
+)
+def test_each_process_on_the_cpu_takes_its_share_of_the_cores(
+    variables: dict[str, str], cores: int, devices: int, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(launching, "_start_others", lambda devices, nodes: None)
+    monkeypatch.setattr(launching, "_join", lambda devices, nodes, *, under_slurm: 0)
+    launch("cpu", devices)
+    assert taken == threads
+
+
+def test_cores_are_counted_where_a_process_has_none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    launching._share_cores(3, under_slurm=False)
+    assert taken == [4]
+
+
 def test_machines_are_counted_by_the_variables_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"NODE_RANK": "3", "MASTER_ADDR": "node0", "MASTER_PORT": "1234"}
     monkeypatch.setattr(os, "environ", {**given})

@@ -1,8 +1,11 @@
 """The whole matrix: right to the example, each cell once, whatever stops it and however many work on it."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, run, start, stop_when
+from tiny import TINY, environment, run, start, stop_when
 from torch import Tensor, nn
 
 import robustmix
@@ -25,7 +28,9 @@ from robustmix.data import Dataset, load_data
 from robustmix.device import compile_network
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.evaluation import as_graphs, compute, evaluate, planned_results
+from robustmix.gallery import Gallery
 from robustmix.planning import Plan, make_plan
+from robustmix.store import claims
 from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.results import COLUMNS
 from robustmix.store.workspace import Workspace
@@ -345,7 +350,7 @@ class Insatiable(Net):
 
 class Enormous(Net):
     def forward(self, x):
-        if len(x) > 1:
+        if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
         return self.network(x)
 
@@ -606,6 +611,71 @@ def test_processes_give_the_cells_of_one_process(workspace: Path, tiny: Path, tm
     assert not list((others / "results/parts").iterdir())
 
 
+def test_somebody_s_model_is_looked_at_by_one_rank_first(
+    nets: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with it is told once, not once per rank."""
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Probable", targets="erm1", limit=20)
+    plans = [make_plan(wanted, Workspace(workspace)) for _ in range(3)]
+    load, loaded = Plan.load, []
+
+    def seen(plan: Plan, one: Any, device: torch.device) -> nn.Module:
+        loaded.append(plan)
+        return load(plan, one, device)
+
+    monkeypatch.setattr(Plan, "load", seen)
+    with pytest.raises(EvaluationError, match="gives probabilities"):
+        together(plans, workspace)
+    assert len(loaded) == 1
+
+
+# Rank 0 is slow to plan and slow to write, and every process says what it saw.
+EVALUATION = """
+import os, sys, time
+from pathlib import Path
+from robustmix import AttackSpec, Suite, evaluation
+
+rank = os.environ["RANK"]
+make_plan, write_cell = evaluation.make_plan, evaluation.write_cell
+
+def planned(*arguments, **options):
+    alone = rank == "0" or Path("planned").exists()
+    plan = make_plan(*arguments, **options)
+    if rank == "0":
+        time.sleep(0.5)
+        Path("planned").touch()
+    Path(f"alone{rank}").write_text(str(alone))
+    return plan
+
+def written(*arguments):
+    time.sleep(0.5)
+    write_cell(*arguments)
+
+evaluation.make_plan, evaluation.write_cell = planned, written
+attacks = AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(16,), steps=2)
+suite = Suite(version=1, title="t", sources=("erm1",), targets=("erm1", "mixup1"), attack=attacks, limit=40)
+evaluation.evaluate(suite, device="cpu", batch_size=16).to_pickle(f"table{rank}")
+"""
+
+
+@pytest.mark.slow
+def test_evaluate_in_several_processes_gives_each_all_results(workspace: Path, tiny: Path, tmp_path: Path) -> None:
+    (workspace / "evaluation.py").write_text(EVALUATION)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "evaluation.py"], cwd=workspace, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(workspace / f"alone{rank}").read_text() for rank in range(2)] == ["True", "True"]
+    tables = [pd.read_pickle(workspace / f"table{rank}") for rank in range(2)]
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) == 2 + 2 * 3
+    attacks = AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(16,), steps=2)
+    others = beside(tiny, tmp_path / "others")
+    finish(suite(*attacks, targets=("erm1", "mixup1"), limit=40), others, batch_size=16)
+    assert same_rows(workspace, others)
+
+
 # ---- several jobs, and what they leave behind ------------------------------------------------------------
 
 WORK = "attack --source erm1 mixup1 --eps 8 16 32 --steps 20 --limit 128 --data digits"
@@ -641,6 +711,74 @@ def test_killed_while_attacking_and_resumed_gives_the_same_cells(whole: Path, wo
     assert {name: (cells / name).stat().st_mtime_ns for name in kept} == kept
     assert same_rows(workspace, whole)
     assert set(parts.iterdir()) <= claims, "at most one on a unit that was whole already when its job was killed"
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_nothing_behind_once_resumed(workspace: Path, tiny: Path, tmp_path: Path) -> None:
+    # In three batches: one process hands over while the other computes the last one.
+    flags = "attack --source erm1 --target erm1 mixup1 --eps 16 32 --steps 20 --limit 96 --batch-size 32 --save-images"
+    parts, gallery = workspace / "results/parts", workspace / "results/gallery"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "robustmix", *flags.split(), "--devices", "2"],
+        cwd=workspace,
+        env=environment(),
+        start_new_session=True,
+    )
+    while not (any(parts.glob("*.npz")) and any(gallery.glob(".*.part"))):
+        assert job.poll() is None
+        time.sleep(0.001)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert any(parts.glob("*.npz")), "what one process had handed over"
+    resumed = run(*flags.split(), "--devices", "2", cwd=workspace)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not list(parts.iterdir())
+    others = beside(tiny, tmp_path / "others")
+    attacks = AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(16, 32), steps=20)
+    finish(suite(*attacks, targets=("erm1", "mixup1"), limit=96), others, batch_size=32, save_images=True)
+    assert same_rows(workspace, others)
+    kept = {path.name: path.read_bytes() for path in gallery.iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (others / "results/gallery").iterdir()}
+    assert len(kept) == 3 * 4
+
+
+@pytest.mark.parametrize("save_images", [False, True])
+def test_a_job_that_was_silent_for_long_does_no_harm_to_the_one_that_took_over(
+    save_images: bool, workspace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suspended on another machine when it had measured a unit, and woken when the other one had finished it."""
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), limit=40)
+    measure, makings = evaluation.measure, set()
+
+    class Recorded(Gallery):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            makings.add(arguments[-1])
+
+    def suspended(unit: Any, *rest: Any) -> Any:
+        measured = measure(unit, *rest)
+        if unit.source:
+            with monkeypatch.context() as meanwhile:
+                meanwhile.setattr(evaluation, "measure", measure)
+                meanwhile.setattr(claims, "_abandoned", lambda path, patience: True)
+                assert finish(wanted, workspace, save_images=save_images)[1] == 2
+        return measured
+
+    monkeypatch.setattr(evaluation, "Gallery", Recorded)
+    monkeypatch.setattr(evaluation, "measure", suspended)
+    if save_images:
+        with pytest.raises(StoreError, match="is gone: another job has taken the work over while this one was silent"):
+            finish(wanted, workspace, save_images=True)
+        assert len(makings) == 2, "each has files of its own"
+    else:
+        assert finish(wanted, workspace)[1] == 3
+    monkeypatch.undo()
+    others = beside(tiny, tmp_path / "others")
+    finish(wanted, others, save_images=save_images)
+    assert same_rows(workspace, others)
+    kept = {path.name: path.read_bytes() for path in (workspace / "results/gallery").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (others / "results/gallery").iterdir()}
+    assert not list((workspace / "results/parts").iterdir())
 
 
 @pytest.mark.slow

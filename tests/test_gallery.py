@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmix import evaluation, gallery
-from robustmix.errors import EvaluationError
+from robustmix import evaluation
+from robustmix.errors import EvaluationError, StoreError
 from robustmix.evaluation import compute
-from robustmix.gallery import Gallery, Shown, remove_forsaken
+from robustmix.gallery import Gallery, Shown
 from robustmix.planning import Plan, make_plan
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.suite import Suite
-from robustmix.store import claims
+from robustmix.store import claims, parts
 from robustmix.store.cells import Cell, gallery_path, read_cells
 from robustmix.store.claims import claim
 from robustmix.store.gallery import read_examples
+from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
 
@@ -192,7 +193,7 @@ def test_damaged_images_are_computed_again(place: Workspace, capsys: pytest.Capt
 def killed(place: Workspace, plan: Plan) -> tuple[str, list[Path]]:
     """What a job leaves that was killed while it kept the images of a plan's attack: its claim's key, and files."""
     unit = plan.everything[1]
-    for file in Gallery(unit, place, plan.inputs, Team(CPU), unit.key)._files.values():
+    for file in Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))._files.values():
         file.close()
     place.parts.mkdir(parents=True, exist_ok=True)
     dead = {**claims._self(), "started": -1}
@@ -205,8 +206,8 @@ knows_processes = pytest.mark.skipif(claims._realm() is None, reason="the system
 
 @knows_processes
 def test_parts_of_a_killed_job_are_removed_before_anything_else_is_computed(place: Workspace) -> None:
-    _, parts = killed(place, plan_of(place, ATTACKS[0], save_images=True))
-    assert len(parts) == 2
+    _, left = killed(place, plan_of(place, ATTACKS[0], save_images=True))
+    assert len(left) == 2
     compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
     assert not list(place.gallery.glob(".*"))
     assert not list(place.parts.iterdir())
@@ -214,22 +215,40 @@ def test_parts_of_a_killed_job_are_removed_before_anything_else_is_computed(plac
 
 def test_parts_of_a_live_job_stay(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(place, ATTACKS[0], save_images=True)
-    key, parts = killed(place, plan)
+    key, left = killed(place, plan)
     (place.parts / f"{key}.claim").unlink()
     with claim(place.parts, key):
         remove_forsaken(place)
         compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
-        monkeypatch.setattr(gallery, "forsaken", lambda folder: [key])
+        monkeypatch.setattr(parts, "forsaken", lambda folder: [key])
         remove_forsaken(place)  # a job that has taken over a moment ago
-        assert sorted(place.gallery.glob(".*.part")) == parts
-    assert len(parts) == 2
+        assert sorted(place.gallery.glob(".*.part")) == left
+    assert len(left) == 2
 
 
 def test_parts_of_other_budgets_go_with_the_unit_that_is_computed_again(place: Workspace) -> None:
-    key, parts = killed(place, plan_of(place, ATTACKS[0], save_images=True))
+    key, left = killed(place, plan_of(place, ATTACKS[0], save_images=True))
     (place.parts / f"{key}.claim").unlink()
-    stranger = place.gallery / f".{'0' * 64}.npy.{'1' * 16}.part"
+    stranger = place.gallery / f".{'0' * 64}.npy.{new_making('1' * 64)}.part"
     stranger.touch()
     compute(plan_of(place, AttackSpec(name="fgsm", eps=(32,)), save_images=True), place, Team(CPU))
-    assert len(parts) == 2
+    assert len(left) == 2
     assert list(place.gallery.glob(".*")) == [stranger], "nobody knows whose it is"
+
+
+def test_a_job_whose_work_was_taken_over_leaves_the_other_one_s_parts_alone(place: Workspace) -> None:
+    plan = plan_of(place, ATTACKS[0], save_images=True)
+    unit = plan.everything[1]
+    slow = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    remove_parts(place, unit.key)
+    other = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    theirs = sorted(place.gallery.glob(".*.part"))
+    with pytest.raises(StoreError, match="is gone: another job has taken the work over"):
+        slow.finish(plan)
+    slow.close()
+    assert sorted(place.gallery.glob(".*.part")) == theirs
+    assert len(theirs) == 2
+    other.finish(plan)
+    other.close()
+    assert len(list(place.gallery.glob("*.npy"))) == 2
+    assert not list(place.gallery.glob(".*"))

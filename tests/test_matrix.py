@@ -196,6 +196,29 @@ def test_inputs_need_not_be_images(images: tuple[Tensor, Tensor]) -> None:
     assert (white["delta_max"] <= 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_may_flatten_by_view(channels: int, images: tuple[Tensor, Tensor]) -> None:
+    class Viewing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen = self[1](self[0](x))
+            logits: Tensor = self[2](seen.view(len(x), -1))
+            return logits
+
+    class Flattening(Viewing):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self[2](self[1](self[0](x)).flatten(1))
+            return logits
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = nn.Conv2d(channels, 4, 3), nn.Tanh(), nn.Linear(144, 10)
+    x, y = images[0].expand(-1, channels, -1, -1), images[1]
+    tables = [transfer_matrix({"net": kind(*parts)}, x, y, ("fgsm", "ifgsm"), (0.1,)) for kind in (Viewing, Flattening)]
+    assert tables[0]["error"].tolist() == tables[1]["error"].tolist()
+    assert tables[0]["error"].nunique() > 1
+    assert parts[0].weight.is_contiguous()
+
+
 def test_saturation_does_not_pass_for_robustness(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
     """One network with its logits a hundred times as large: cross-entropy finds no way."""
 

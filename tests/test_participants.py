@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from robustmix import progress
 from robustmix.checkpoints import load_model
+from robustmix.data import load_data
 from robustmix.errors import CheckpointError, EvaluationError, RobustmixError, SpecError
 from robustmix.participants import Participant, find_participants
+from robustmix.sanity import check_model, some_images
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import parse_normalize
@@ -152,7 +154,74 @@ def test_that_code_runs_is_said_and_what_it_prints_stays_out_of_the_output(
     assert "hello" in printed.err
 
 
-def test_number_of_classes_is_given_or_found_with_a_black_image(place: Workspace, file: Path) -> None:
+# Their features have one value per channel and image, which torch refuses to normalise by a single image.
+BATCH_NORMS = """
+import torch
+from torch import nn
+
+class Stubborn(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(True)
+
+class Stubborn2d(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(True)
+
+torch.manual_seed(0)
+
+def linear():
+    return nn.Linear(64, 10)
+
+one = nn.Sequential(nn.Flatten(), linear(), Stubborn(10))
+pooled = nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), Stubborn2d(10), nn.Flatten())
+own = nn.Sequential(nn.Flatten(), linear(), nn.BatchNorm1d(10, track_running_stats=False))
+own_pooled = nn.Sequential(
+    nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(10, track_running_stats=False), nn.Flatten()
+)
+"""
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("one", "network.2 (Stubborn) is in train mode even after .eval(): its train() must hand the mode on"),
+        ("pooled", "network.2 (Stubborn2d) is in train mode even after .eval(): its train() must hand the mode on"),
+        ("own", "its batch norm must keep running statistics and use them in eval mode"),
+        ("own_pooled", "its batch norm must keep running statistics and use them in eval mode"),
+    ],
+)
+def test_batch_norm_that_needs_a_batch_is_left_to_the_look_at_the_model(
+    place: Workspace, tmp_path: Path, name: str, classes: int | None, expected: str
+) -> None:
+    """Not even counting its outputs changes it: these networks are the same object every time."""
+    path = tmp_path / "nets.py"
+    path.write_text(BATCH_NORMS)
+    one = only(place, f"{path}:{name}", shape=DIGITS, classes=classes)
+    assert one.classes == 10
+    x, y = some_images(load_data("digits").test, torch.device("cpu"))
+    with pytest.raises(EvaluationError) as caught:
+        check_model(one, one.load(), x, y, tuple("0123456789"))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.usefixtures("_interpreter")
+def test_import_inside_a_network_in_train_mode_is_one_line(place: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("factor = 3\n")
+    late = """
+class Late(nn.Sequential):
+    def forward(self, x):
+        import beside
+        return super().forward(x)
+
+late = Late(*one)
+"""
+    (tmp_path / "nets.py").write_text(BATCH_NORMS + late)
+    text = refused(SpecError, place, f"{tmp_path / 'nets.py'}:late", shape=DIGITS, classes=10)
+    assert "imports beside when it is called: import it at the top of the file" in text
+
+
+def test_number_of_classes_is_given_or_found_with_black_images(place: Workspace, file: Path) -> None:
     assert only(place, f"{file}:ready", classes=7).classes == 7
     assert only(place, f"{file}:ready", shape=(4, 4, 4)).classes == 10
     assert "classes" in refused(SpecError, place, f"{file}:ready")

@@ -2,21 +2,35 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustmix.audit.direct import look_at_accuracy
 from robustmix.checkpoints import load_model
 from robustmix.data import TensorSplit, load_data
 from robustmix.errors import EvaluationError
+from robustmix.judging import Fact
 from robustmix.models.classifier import Normalize
 from robustmix.outputs import check_outputs, output_faults
 from robustmix.participants import find_participants
-from robustmix.sanity import above_chance, better_normalization, check_model, some_images, warn_of_chance
+from robustmix.sanity import (
+    AS_IT_IS,
+    above_chance,
+    better_normalization,
+    check_model,
+    other_order,
+    predictions,
+    some_images,
+    warn_of_chance,
+    way_out,
+)
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import Wrapped
 
@@ -24,6 +38,8 @@ CLASSES = tuple("0123456789")
 NAMES = tuple(f"digit {name}" for name in CLASSES)
 # Output k of the permuted network is the class ORDER[k].
 ORDER = [3, 0, 1, 2, 7, 4, 5, 6, 9, 8]
+# Two classes stay: chance is exceeded.
+PARTLY = [0, 1, 3, 4, 2, 7, 5, 6, 9, 8]
 
 FACTORIES = """
 import torch
@@ -72,6 +88,12 @@ def centred():
 def permuted():
     return Behind(lambda z: z[:, {order}])
 
+def partly_permuted():
+    return Behind(lambda z: z[:, {partly}])
+
+def partly_permuted_network():
+    return Behind(lambda z: z[:, {partly}], network())
+
 class BeforeGrey(Behind):
     def forward(self, x):
         return super().forward(x / 255)
@@ -113,7 +135,8 @@ def images() -> tuple[Tensor, Tensor]:
 def check(tiny: Path, tmp_path: Path, images: tuple[Tensor, Tensor]) -> Check:
     """Check a run, or a factory of the above; some of the images may be chosen by their indices."""
     path = tmp_path / "nets.py"
-    path.write_text(FACTORIES.format(weights=str(tiny / "runs" / "erm1" / "model.safetensors"), order=ORDER))
+    weights = str(tiny / "runs" / "erm1" / "model.safetensors")
+    path.write_text(FACTORIES.format(weights=weights, order=ORDER, partly=PARTLY))
 
     def check(name: str, normalize: str | None = None, some: Tensor | slice = slice(None)) -> None:
         spec = f"{path}:{name}" if name in FACTORIES else name
@@ -132,7 +155,13 @@ def refused(check: Check, *arguments: object) -> str:
     return text
 
 
-def accuracy(tiny: Path, images: tuple[Tensor, Tensor], some: slice = slice(None)) -> str:
+def halves(count: int) -> tuple[Tensor, Tensor]:
+    """The images that an order of the classes is fitted to, and those that it is judged by."""
+    drawn = torch.from_numpy(np.random.default_rng(0).permutation(count))
+    return drawn[: (count + 1) // 2], drawn[(count + 1) // 2 :]
+
+
+def accuracy(tiny: Path, images: tuple[Tensor, Tensor], some: slice | Tensor = slice(None)) -> str:
     x, y = (part[some] for part in images)
     return f"{float((load_model('erm1', tiny)(x).argmax(1) == y).float().mean()) * 100:.1f} %"
 
@@ -332,7 +361,7 @@ def test_other_order_of_the_classes_is_found(check: Check, tiny: Path, images: t
     assert "in another order than the data's: its outputs are 0 'digit 3', 1 'digit 0', 2 'digit 1', ..." in text
     back = [ORDER.index(label) for label in range(10)]
     assert text.endswith(
-        f"with its outputs reordered it is {accuracy(tiny, images, slice(1, None, 2))}: return logits[:, {back}]"
+        f"with its outputs reordered it is {accuracy(tiny, images, halves(360)[1])}: return logits[:, {back}]"
     )
 
 
@@ -372,6 +401,208 @@ def test_run_near_chance_may_be_undertrained(
     assert line.endswith(" on 360 images is chance (10 classes): has it been trained for long enough?")
 
 
+# ---- another order of the classes, above chance ----------------------------------------------------------
+
+
+class Looked(nn.Module):
+    """Logits by number: the image of number k holds the pixel k / 1024."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.get_buffer("logits")[(x[:, 0, 0, 0] * 1024).round().long()]
+        return logits
+
+
+@pytest.fixture
+def judge(tiny: Path) -> Check:
+    """Check a model of another library's that predicts some classes of as many images as there are labels."""
+    (run,) = find_participants(Workspace(tiny), ["erm1"])
+    one = replace(run, name="timm:looked", run=None)
+
+    def judge(predicted: Tensor, y: Tensor, names: tuple[str, ...]) -> None:
+        logits = torch.randn(len(y), len(names), generator=torch.Generator().manual_seed(0))
+        logits[torch.arange(len(y)), predicted] += 20
+        check_model(one, Looked(logits), torch.arange(len(y)).view(-1, 1, 1, 1) / 1024, y, names)
+
+    return judge
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(classes))
+
+
+def test_order_with_two_classes_in_place_is_refused_above_chance(
+    check: Check, tiny: Path, images: tuple[Tensor, Tensor]
+) -> None:
+    text = refused(check, "partly_permuted")
+    assert "chance" not in text
+    back = [PARTLY.index(label) for label in range(10)]
+    assert (
+        "on 360 images; its classes are in another order than the data's: its outputs are 0 'digit 0', 1 'digit 1', "
+        f"2 'digit 3', ...; with its outputs reordered it is {accuracy(tiny, images, halves(360)[1])}: return "
+        f"logits[:, {back}]"
+    ) in text
+
+
+def test_order_and_normalisation_are_found_together_above_chance(check: Check, images: tuple[Tensor, Tensor]) -> None:
+    x = images[0]
+    text = refused(check, "partly_permuted_network", "0.2/0.6")
+    assert "chance" not in text
+    assert f"with --normalize {float(x.mean()):.4f}/{float(x.std()):.4f} and its outputs reordered it is" in text
+
+
+def test_runs_classes_are_in_the_order_that_it_was_trained_in(
+    tiny: Path, images: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = find_participants(Workspace(tiny), ["erm1"])
+    model = load_model("erm1", tiny)
+    model.network.register_forward_hook(lambda _module, _inputs, logits: logits[:, PARTLY])
+    check_model(run, model, *images, CLASSES)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("classes", [30, 100])
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_order_of_the_folders_names_is_refused(classes: int, share: float, judge: Check) -> None:
+    names = numbered(classes)
+    folders = torch.tensor([sorted(names).index(name) for name in names])
+    for seed in range(10):
+        draws = np.random.default_rng(seed)
+        y = torch.from_numpy(draws.integers(classes, size=512))
+        known = np.where(draws.random(512) < share, y, draws.integers(classes, size=512))
+        text = refused(judge, folders[torch.from_numpy(known)], y, names)
+        assert text.startswith("timm:looked: accuracy ")
+        # Of few images a class, some wrong, not each output's class is found.
+        outputs = "0 '0', 1 '1', 2 '10', ...;" if share == 1 else ""
+        assert f"its classes are in another order than the data's: its outputs are {outputs}" in text
+        assert "return logits" not in text
+        assert text.endswith("reordered it is 100.0 %") == (share == 1)
+
+
+def test_outputs_of_classes_that_do_not_occur_stay_in_place(judge: Check) -> None:
+    for seed in range(10):
+        draws = np.random.default_rng(seed)
+        occurring = draws.permutation(20)[:8]
+        behind = np.arange(20)
+        behind[occurring] = np.roll(occurring, 1)
+        y = torch.from_numpy(draws.choice(occurring, size=300))
+        text = refused(judge, torch.from_numpy(behind)[y], y, numbered(20))
+        assert text.endswith(f"return logits[:, {behind.tolist()}]")
+
+
+def test_labels_in_a_cycle_show_another_order(judge: Check) -> None:
+    for classes in (2, 4, 10):
+        y = torch.arange(360) % classes
+        swapped = refused(judge, (y + 1) % classes, y, numbered(classes))
+        assert f"return logits[:, {[*range(1, classes), 0]}]" in swapped
+        assert "reordered it is 100.0 %" in swapped
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "normalisations", "told"),
+    [(7, 0, 1, True), (6, 0, 1, False), (12, 2, 1, True), (11, 2, 1, False), (7, 0, 2, False), (8, 0, 2, True)],
+)
+def test_order_must_be_significantly_better(gained: int, lost: int, normalisations: int, told: bool) -> None:
+    """Exactly: 2^-7 < 1 % < 2^-6, and (1 + 14 + 91) / 2^14 < 1 % < (1 + 13 + 78) / 2^13, shared by what is tried."""
+    fit, held = halves(200)
+    y, predicted = torch.full((200,), 2), torch.full((200,), 2)
+    y[fit[:80]] = torch.tensor([0, 1]).repeat(40)
+    predicted[fit[:80]] = 1 - y[fit[:80]]
+    y[held[: gained + lost]] = 0
+    predicted[held[: gained + lost]] = (torch.arange(gained + lost) < gained).long()
+    assert len(fit) == len(held) == 100
+    y[held[50:]] = predicted[held[50:]] = 3
+    y[fit[90:]] = predicted[fit[90:]] = 3
+    tried = {"0.5/0.5" if place else AS_IT_IS: predicted for place in range(normalisations)}
+    text = other_order("mine", tried, y, numbered(4))
+    assert ("in another order" in text) == told
+    assert bool(text) == told
+
+
+def test_order_that_restores_too_little_is_not_told(judge: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    """A third of the images right in another order, significantly more than as it is, may be chance confusion."""
+    order = torch.tensor([0, 1, 2, 3, 4, 5, 7, 6, 9, 8])
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        y = torch.from_numpy(draws.integers(10, size=512))
+        known = torch.from_numpy(np.where(draws.random(512) < 0.25, y, draws.integers(10, size=512)))
+        judge(order[known], y, numbered(10))
+    assert capsys.readouterr().err == ""
+
+
+def test_order_that_mends_few_of_the_errors_is_not_told(judge: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of flipped digits: two classes look like each other, and most errors are of other kinds."""
+    order = torch.tensor([1, 0, 2, 3, 4, 5, 6, 7, 8, 9])
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        y = draws.integers(10, size=512)
+        known = torch.from_numpy(np.where(draws.random(512) < 0.4, y, draws.integers(10, size=512)))
+        predicted = torch.where(torch.from_numpy(y) < 2, order[torch.from_numpy(y)], known)
+        judge(predicted, torch.from_numpy(y), numbered(10))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("preferred", [None, 1, 3])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_honest_models_pass_without_a_word(
+    classes: int, share: float, preferred: int | None, balanced: bool, judge: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors scattered over all classes, or drawn towards a few that the model always prefers."""
+    often = np.full(classes, 1 / classes) if balanced else np.linspace(1, 5, classes) / np.linspace(1, 5, classes).sum()
+    for seed in range(40):
+        draws = np.random.default_rng(seed)
+        y = draws.choice(classes, size=512, p=often)
+        wrong = draws.integers(preferred or classes, size=512)
+        predicted = np.where(draws.random(512) < share, y, wrong)
+        judge(torch.from_numpy(predicted), torch.from_numpy(y), numbered(classes))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["whole", "permuted", "partly_permuted", "grey_levels"])
+def test_images_are_looked_at_once_behind_each_normalisation(
+    name: str, check: Check, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(self: Wrapped, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return forward(self, x)
+
+    forward = Wrapped.forward
+    monkeypatch.setattr(Wrapped, "forward", counted)
+    with suppress(EvaluationError):
+        check(name)
+    first = 2  # as the factory is opened
+    outputs = 64 + 64 + 2 + 360
+    assert sum(seen) == first + outputs + 360 * len(("0.5/0.5", "0/0.00392157", "their own"))
+
+
+def test_audit_fails_what_is_refused_and_passes_what_is_right(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    model = load_model("erm1", tiny)
+    found = {
+        order: look_at_accuracy("mine", nn.Sequential(model, Chosen(list(order))), *images, NAMES)
+        for order in (tuple(range(10)), tuple(PARTLY), tuple(ORDER))
+    }
+    right, partly, wrong = found.values()
+    assert (right.outcome, partly.outcome, wrong.outcome) == (Fact("pass"), Fact("fail"), Fact("fail"))
+    assert "on 360 images; its classes are in another order" in partly.measured
+    assert "on 360 images, chance; its classes are in another order" in wrong.measured
+
+
+class Chosen(nn.Module):
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, self.order]
+
+
 # ---- a better normalisation ------------------------------------------------------------------------------
 
 
@@ -388,10 +619,32 @@ def test_better_normalisation_is_a_warning(
     assert F.cross_entropy(network((x - x.mean()) / x.std()), y) < F.cross_entropy(network((x - 0.5) / 0.5), y)
 
 
+def predicted_by(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return {AS_IT_IS: model(x).argmax(dim=1)} | predictions(model, x)
+
+
+def test_predictions_are_those_behind_each_other_normalisation(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    x, _ = images
+    network = load_model("erm1", tiny).network
+    own = f"{float(x.mean()):.4f}/{float(x.std()):.4f}"
+    found = predictions(Wrapped("mine", nn.Identity(), Normalize(1), network), x)
+    assert list(found) == ["0.5/0.5", "0/0.00392157", own]
+    mean, std = map(float, own.split("/"))
+    assert torch.equal(found[own], network((x - mean) / std).argmax(1))
+    assert predictions(network, x) == {}
+
+
+def test_what_nothing_is_known_of_has_no_other_normalisation(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    predicted = {AS_IT_IS: torch.zeros(360, dtype=torch.int64)}
+    assert better_normalization("mine", predicted, images[1]) == ""
+    assert way_out("mine", predicted, images[1], NAMES).startswith("no other order of its classes restores it")
+
+
 def test_model_of_ones_own_is_told_the_normalisation_alone(tiny: Path, images: tuple[Tensor, Tensor]) -> None:
     model = Wrapped("mine", nn.Identity(), Normalize(1), load_model("erm1", tiny))
-    assert better_normalization("mine", model, *images) == ""
-    text = better_normalization("mine", model.normalized(((0.5,), (0.5,))), *images)
+    x, y = images
+    assert better_normalization("mine", predicted_by(model, x), y) == ""
+    text = better_normalization("mine", predicted_by(model.normalized(((0.5,), (0.5,))), x), y)
     assert text == f"behind the normalisation none it would be {accuracy(tiny, images)}"
 
 
@@ -405,3 +658,13 @@ def test_another_librarys_model_is_told_to_become_a_factory(
     model = Wrapped(foreign.name, nn.Identity(), Normalize(1), network).normalized(((0.9,), (0.1,)))
     with pytest.raises(EvaluationError, match=r"put into a FILE\.py:FACTORY with --normalize none it is"):
         check_model(foreign, model, *images, CLASSES)
+
+
+def test_another_librarys_model_above_chance_is_trusted_in_its_normalisation(
+    tiny: Path, images: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = find_participants(Workspace(tiny), ["erm1"])
+    network = load_model("erm1", tiny).network
+    model = Wrapped("timm:digits", nn.Identity(), Normalize(1), network).normalized(((0.5,), (0.5,)))
+    check_model(replace(run, name="timm:digits", run=None), model, *images, CLASSES)
+    assert capsys.readouterr().err == ""

@@ -14,9 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from robustmix import evaluation, measurement
 from robustmix.data import Augmentation, Dataset, Share, StreamedSplit, TensorSplit, folder, load_data, stream
 from robustmix.errors import DataError, SpecError
+from robustmix.evaluation import compute
+from robustmix.planning import make_plan
+from robustmix.spec.attack import AttackSpec
 from robustmix.spec.names import Augment
+from robustmix.spec.suite import Suite
+from robustmix.store.cells import Cell, read_cells
+from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 
 # torch advises against more workers than there are cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -390,6 +398,101 @@ def test_workers_have_one_thread_each_and_draw_nothing(tree: Path, monkeypatch: 
         torch.set_num_threads(threads)
     assert ((seen * 255).round() == 1).all()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- attacks ---------------------------------------------------------------------------------------------
+
+# Somebody's network, which knows the images to test on by heart.
+NET = """
+from pathlib import Path
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+def net():
+    files = sorted(Path({root!r}, "test").rglob("*.*"))
+    x = torch.tensor(np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1).ravel() for file in files])) / 255 - 0.5
+    weight = torch.linalg.pinv(x) @ torch.tensor([1.0 if file.parent.name == "dog" else -1.0 for file in files])
+    linear = nn.Linear(x.shape[1], 2)
+    linear.weight.data = torch.stack([-weight, weight])
+    linear.bias.data = torch.tensor([weight.sum() / 2, -weight.sum() / 2])
+    return nn.Sequential(nn.Flatten(), linear)
+"""
+
+
+def attacked(root: Path, place: Path, **options: Any) -> dict[str, Cell]:
+    """The cells of an evaluation in a workspace of its own: four batches, the last one smaller."""
+    net = root.parent / "net.py"
+    net.write_text(NET.format(root=str(root)))
+    attacks = AttackSpec(name="fgsm", eps=(8, 16)), AttackSpec(name="ifgsm", eps=(8,), steps=2)
+    wanted = Suite(version=1, title="t", sources=(f"{net}:net",), data=f"folder:{root.name}", attack=attacks)
+    plan = make_plan(wanted, Workspace(place), batch_size=4, data_root=root.parent, **options)
+    assert isinstance(plan.inputs, StreamedSplit if options["stream"] else TensorSplit)
+    compute(plan, Workspace(place), Team(CPU))
+    cells = {cell.key: cell for cell in read_cells(Workspace(place).cells)}
+    assert len(cells) == 1 + 2 + 1
+    return cells
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_attacks_on_streamed_images_give_the_cells_of_those_in_memory(tree: Path, tmp_path: Path, workers: int) -> None:
+    ours = attacked(tree, tmp_path / "streamed", stream=True, workers=workers)
+    theirs = attacked(tree, tmp_path / "memory", stream=False)
+    assert ours.keys() == theirs.keys()
+    for key, cell in theirs.items():
+        assert ours[key].rows.equals(cell.rows)
+        assert ours[key].facts.data_spec == cell.facts.data_spec
+    attacks = [cell for cell in theirs.values() if cell.identity.source]
+    assert any(cell.rows["norm"].to_numpy().max() > 0 for cell in attacks)
+
+
+class Clock:
+    """Seconds that pass only when something says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("reading", "computing", "share", "percent"),
+    [(1, 1, 0.5, "50%"), (3, 1, 0.75, "75%"), (1, 9, 0.1, "10%"), (1, 24, 0.04, None), (0, 1, 0, None)],
+)
+def test_time_that_goes_into_waiting_for_data_is_recorded_and_told(
+    reading: int,
+    computing: int,
+    share: float,
+    percent: str | None,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a clock of its own: each image takes so many seconds to read, and as much per image goes into the rest."""
+    clock, read_image, measure = Clock(), folder.read_image, evaluation.measure
+
+    def slow_reader(*arguments: Any) -> np.ndarray:
+        clock.now += reading
+        return read_image(*arguments)
+
+    def slow_device(*arguments: Any) -> Any:
+        measured = measure(*arguments)
+        clock.now += computing * COUNTS["test"] * 2
+        return measured
+
+    monkeypatch.setattr(folder, "read_image", slow_reader)
+    monkeypatch.setattr(evaluation, "measure", slow_device)
+    for module in (evaluation, measurement):
+        monkeypatch.setattr(module, "time", clock)
+    cells = attacked(tree, tmp_path / "here", stream=True)
+    assert {cell.facts.data_wait for cell in cells.values()} == {share}
+    assert {cell.facts.unit_seconds for cell in cells.values()} == {14 * (reading + computing)}
+    told = [line for line in capsys.readouterr().err.splitlines() if "waiting for data" in line]
+    assert len(told) == (3 if percent else 0), "once per unit"
+    assert all(f": {percent} of the time went into waiting for data (--workers)" in line for line in told)
 
 
 # ---- when ------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from robustmix.data import Dataset, Split
 from robustmix.errors import EvaluationError
 from robustmix.judging import TESTS, Fact, NotRun, Observation, Share
 from robustmix.models.classifier import Normalize
-from robustmix.outputs import OutputFault, output_faults
-from robustmix.sanity import above_chance, better_normalization, way_out
+from robustmix.outputs import OutputFault, logits_of, output_faults
+from robustmix.sanity import AS_IT_IS, above_chance, better_normalization, other_order, predictions, way_out
 from robustmix.store.cells import GAP_QUANTILES
 from robustmix.store.runs import Run
 from robustmix.zoo import Wrapped
@@ -82,7 +82,7 @@ def look_at_outputs(name: str, model: nn.Module, x: Tensor, classes: int) -> lis
 
 
 def look_at_accuracy(name: str, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> Observation:
-    """Whether a network of somebody else's is accurate, and no usual normalisation or scale would make it more so.
+    """Whether a network of somebody else's is accurate, and no usual normalisation or other order makes it more so.
 
     Args:
         name: of the network.
@@ -91,17 +91,16 @@ def look_at_accuracy(name: str, model: nn.Module, x: Tensor, y: Tensor, classes:
         y: their labels int64 [B].
         classes: names of the labels.
     """
-    with torch.no_grad():
-        right = model(x).argmax(dim=1) == y
-    measured = f"{_percent(float(right.float().mean()))} on {len(y)} images"
     if not isinstance(model, Wrapped) and x.ndim == 4:
         model = Wrapped(name, nn.Identity(), Normalize(x.shape[1]).to(x.device), model)
+    predicted = {AS_IT_IS: logits_of(model, x).argmax(dim=1)} | predictions(model, x)
+    right = predicted[AS_IT_IS] == y
+    measured = f"{_percent(float(right.float().mean()))} on {len(y)} images"
     if not above_chance(right, len(classes)):
-        return Observation("accuracy", f"{measured}, chance; {way_out(name, model, x, y, classes)}", Fact("fail"))
-    better = better_normalization(name, model, x, y) if isinstance(model, Wrapped) else ""
-    if better:
-        return Observation("accuracy", f"{measured}; {better}", Fact("fail"))
-    return Observation("accuracy", f"{measured}; no usual normalisation is better", Fact("pass"))
+        return Observation("accuracy", f"{measured}, chance; {way_out(name, predicted, y, classes)}", Fact("fail"))
+    if wrong := other_order(name, predicted, y, classes) or better_normalization(name, predicted, y):
+        return Observation("accuracy", f"{measured}; {wrong}", Fact("fail"))
+    return Observation("accuracy", f"{measured}; no usual normalisation or other order is better", Fact("pass"))
 
 
 def look_at_run(run: Run, model: nn.Module, data: Dataset, batch_size: int, device: torch.device) -> Observation:

@@ -4,10 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from robustmix.errors import StoreError
 from robustmix.progress import say
+
+# How the temporary names of `write_atomically` end, after a dot and the file's name.
+TEMPORARIES: Final = "*.tmp"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -1,7 +1,7 @@
 """Claims: which job computes what in a folder that several share, so that none repeats what another does.
 
 A claim is a file that its job touches again and again. Results never depend on claims: whatever two jobs compute
-twice, they compute and write alike.
+twice, they compute and write alike, each in files of its own until these are whole (`robustmix.store.parts`).
 """
 
 import json
@@ -25,9 +25,13 @@ GONE = 86_400.0
 def claim(folder: Path, key: str) -> Iterator[bool]:
     """Claim a piece of work until the end of the ``with`` block, unless a live job has it.
 
-    A job that was killed leaves its claim behind: others take it over at once on the same machine, and elsewhere after
-    `STALE` seconds. Whether the work is still to be done is to be asked inside the block: another job may have finished
-    it a moment before.
+    A job that was killed leaves its claim behind. Others of the same machine, since the same boot and in the same
+    namespace of processes, see in ``/proc`` whether it lives: they take a dead one's claim over at once, and never a
+    live one's, however long it has been suspended. All others, and all on a system without ``/proc``, take a claim over
+    that nobody has touched for `STALE` seconds: there a job that is suspended for longer loses it.
+
+    Whether the work is still to be done is to be asked inside the block: another job may have finished it a moment
+    before.
 
     Args:
         folder: that the jobs share; made if it is missing.
@@ -58,20 +62,30 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
     finally:
         released.set()
         heart.join()
-        with suppress(OSError):  # a claim that stays behind grows stale
+        with suppress(OSError):
+            os.ftruncate(handle, 0)  # if it cannot be removed, it grows stale, although this process lives
             if os.path.samestat(os.fstat(handle), path.stat()):
                 path.unlink()
         os.close(handle)
 
 
 def forsaken(folder: Path) -> list[str]:
-    """The keys that are claimed by jobs which have died: on this machine, or elsewhere and silent for `GONE` seconds.
+    """The keys that are claimed by jobs which have died, or, where that cannot be seen, are silent for `GONE` seconds.
 
-    `claim` takes over after `STALE` seconds already, for somebody who waits. Where nobody does, a job that is only
-    suspended loses nothing.
+    `claim` takes over after `STALE` seconds already, for somebody who waits. Where nobody does, a job elsewhere that is
+    only suspended has longer.
     """
     with suppress(OSError):  # a folder that cannot be written tells no time
         return [path.stem for path in sorted(folder.glob("*.claim")) if _abandoned(path, GONE)]
+    return []
+
+
+def untouched(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that nobody has touched for `GONE` seconds, by the clock of its file system."""
+    with suppress(OSError):  # another job may remove one in this moment: the next one looks again
+        if found := sorted(folder.glob(pattern)):
+            now = _now(folder)
+            return [path for path in found if now - path.stat().st_mtime > GONE]
     return []
 
 
@@ -107,15 +121,16 @@ def _beat(handle: int, released: threading.Event) -> None:
 
 
 def _abandoned(path: Path, patience: float) -> bool:
-    """Whether the job that made a claim has died, or has not touched it for so many seconds."""
+    """Whether the job that made a claim has died or, where that cannot be seen, is silent for so many seconds."""
     try:
         with path.open("rb") as file:  # opening makes NFS ask the server
             claimed, touched = file.read(), os.fstat(file.fileno()).st_mtime
     except OSError:  # released in this moment
         return False
     with suppress(ValueError):  # not written yet
-        if _dead(json.loads(claimed)):
-            return True
+        lives = _lives(json.loads(claimed))
+        if lives is not None:
+            return not lives
     return _now(path.parent) - touched > patience
 
 
@@ -168,14 +183,17 @@ def _started(pid: int) -> int | None:
     return None
 
 
-def _dead(claimed: dict[str, Any]) -> bool:
-    """Whether a claim's process can be seen to have ended; another may bear its number by now."""
+def _lives(claimed: dict[str, Any]) -> bool | None:
+    """Whether a claim's process runs or is suspended, and none that bears its number by now; None if it is not seen."""
     if claimed["realm"] is None or claimed["realm"] != _realm():
-        return False
+        return None
+    started = _started(claimed["pid"])
+    if started is not None:
+        return bool(started == claimed["started"])
     try:
         os.kill(claimed["pid"], 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return bool(_started(claimed["pid"]) != claimed["started"])
+    except PermissionError:  # another user's, which may be hidden
+        return None
+    return False
