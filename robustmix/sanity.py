@@ -142,8 +142,8 @@ def other_order(name: str, predicted: dict[str, Tensor], y: Tensor, classes: tup
     """Whether a model's classes stand in another order than the data's, whatever its accuracy is.
 
     Another order must restore the accuracy, come a third of the way from the order as it is to no error, and be
-    significantly better than it (exact McNemar test), behind the same normalisation and on images that it was not fitted
-    to. A right model on images that are flipped or turned gains less: of 43 % right, it came to 54 %.
+    significantly better than it (exact McNemar test), behind the same normalisation and on images that it was not
+    fitted to. A right model on images that are flipped or turned gains less: of 43 % right, it came to 54 %.
 
     Args:
         name: of the model.
