@@ -185,7 +185,7 @@ def greedy():
     return Net(100)
 
 def enormous():
-    return Net(1)
+    return Net(2)
 """
 
 
