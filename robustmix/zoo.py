@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from robustmix.attacks.arguments import check_logits
 from robustmix.checkpoints import digest_model
 from robustmix.errors import CheckpointError, EvaluationError, SpecError
 from robustmix.factories import find_factory
@@ -58,13 +59,9 @@ class Wrapped(nn.Module):
         """Map images [B, C, H, W] in [0, 1] to logits [B, K].
 
         Raises:
-            EvaluationError: the network returns anything else.
+            EvaluationError: the network returns anything else, or a single logit.
         """
-        logits = self.network(self.normalize(self.resize(x)))
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise EvaluationError(f"{self.spec} returns {got}, not logits [B, K]: return its logits alone")
-        return logits
+        return check_logits(self.network(self.normalize(self.resize(x))), self.spec, len(x))
 
     def normalized(self, statistics: Statistics) -> "Wrapped":
         """The same network behind another normalisation."""

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 import torch
-from tiny import CENTRED
+from tiny import CENTRED, FAILING
 from torch import Tensor
 
 import robustmix
@@ -165,33 +165,9 @@ def test_anybody_s_model_is_checked_too(
     assert "with --normalize 0.5/0.5 it would be" in capsys.readouterr().err
 
 
-GREEDY = """
-import torch
-from torch import nn
-import robustmix
-
-class Net(nn.Module):
-    def __init__(self, most):
-        super().__init__()
-        self.most = most
-        self.network = robustmix.load_model("erm1", workspace={workspace!r})
-
-    def forward(self, x):
-        if len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.network(x)
-
-def greedy():
-    return Net(100)
-
-def enormous():
-    return Net(2)
-"""
-
-
-@pytest.mark.parametrize(("net", "way_out"), [("greedy", "a smaller --batch-size"), ("enormous", "--device cpu")])
+@pytest.mark.parametrize(("net", "way_out"), [("Greedy", "a smaller --batch-size"), ("Enormous", "--device cpu")])
 def test_memory_that_runs_out_is_one_line(net: str, way_out: str, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(GREEDY.format(workspace=str(tiny)))
+    (tmp_path / "net.py").write_text(FAILING.format(workspace=str(tiny)))
     given: dict[str, Any] = {"target": [f"{tmp_path}/net.py:{net}"], "data": "digits", "eps": ["16"], "limit": 101}
     with pytest.raises(EvaluationError, match=f"^memory ran out; try {way_out}$"):
         verb(**given, machine=CPU, place=Place(tmp_path))

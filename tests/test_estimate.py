@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Call
+from tiny import FAILING, Call
 from torch import Tensor
 
 from robustmix import AttackSpec, Suite, estimate
@@ -16,52 +16,15 @@ from robustmix.store.workspace import Workspace
 
 CPU = torch.device("cpu")
 
-NETS = """
-import torch
-from torch import nn
-import robustmix
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = robustmix.load_model("erm1", workspace={workspace!r})
-
-    def forward(self, x):
-        return self.network(x)
-
+NETS = (
+    FAILING
+    + """
 class Numb(Net):
     def forward(self, x):
         with torch.no_grad():
             return self.network(x)
-
-class Greedy(Net):
-    def forward(self, x):
-        if len(x) > 100:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.network(x)
-
-class Insatiable(Net):
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return self.network(x)
-
-class Enormous(Net):
-    def forward(self, x):
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
-        return self.network(x)
-
-class Probable(Net):
-    def forward(self, x):
-        return self.network(x).softmax(dim=1)
-
-class Broken(Net):
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            raise RuntimeError("no kernel for this")
-        return self.network(x)
 """
+)
 
 
 @pytest.fixture

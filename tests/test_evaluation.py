@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, environment, run, start, stop_when
+from tiny import FAILING, TINY, environment, run, start, stop_when
 from torch import Tensor, nn
 
 import robustmix
@@ -327,43 +327,9 @@ def test_keeping_images_changes_no_other_column(workspace: Path) -> None:
 
 # ---- memory that runs out --------------------------------------------------------------------------------
 
-NETS = """
-import torch
-from torch import nn
-import robustmix
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = robustmix.load_model("erm1", workspace={workspace!r})
-
-    def forward(self, x):
-        if len(x) > 100:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.network(x)
-
-class Insatiable(Net):
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return self.network(x)
-
-class Enormous(Net):
-    def forward(self, x):
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
-        return self.network(x)
-
-class Probable(Net):
-    def forward(self, x):
-        return self.network(x).softmax(dim=1)
-
-class Broken(Net):
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            raise RuntimeError("no kernel for this")
-        return self.network(x)
-
+NETS = (
+    FAILING
+    + """
 def small():
     torch.manual_seed(0)
     train = robustmix.load_data("digits").train
@@ -375,6 +341,7 @@ def small():
         optimiser.step()
     return net
 """
+)
 
 
 @pytest.fixture
@@ -391,7 +358,9 @@ def test_where_memory_runs_out_a_unit_starts_again_in_smaller_batches(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Net", targets=("erm1", "mixup1"), limit=300)
+    wanted = suite(
+        AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Greedy", targets=("erm1", "mixup1"), limit=300
+    )
     plan, computed = finish(wanted, workspace, save_images=True)
     assert computed == 2 + 4
     assert "memory ran out with batches of 256: 2/2 fgsm from" in capsys.readouterr().err
@@ -416,7 +385,7 @@ def test_where_memory_runs_out_a_unit_starts_again_in_smaller_batches(
 def test_where_memory_runs_out_for_clean_predictions_they_are_halved_as_well(
     nets: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Net", limit=150)
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Greedy", limit=150)
     plan, computed = finish(wanted, workspace)
     assert computed == 2
     cells = by_key(workspace).values()
@@ -429,7 +398,7 @@ def test_where_memory_runs_out_for_clean_predictions_they_are_halved_as_well(
 
 def test_what_is_missing_of_a_halved_unit_is_made_up_for(nets: str, workspace: Path) -> None:
     """Whatever was lost: the clean predictions that it is compared with, an attacked cell, or all."""
-    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Net", targets="erm1", limit=150)
+    wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Greedy", targets="erm1", limit=150)
     plan, _ = finish(wanted, workspace, batch_size=128)
     table = planned_results(plan, Workspace(workspace))
     cells = workspace / "results/cells"

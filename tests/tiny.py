@@ -38,6 +38,49 @@ class Centred(nn.Module):
         return self.network((x + 1) / 2)
 """
 
+# Somebody's code, of networks on the run erm1 that fail; to be formatted with its workspace.
+FAILING = """
+import torch
+from torch import nn
+import robustmix
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = robustmix.load_model("erm1", workspace={workspace!r})
+
+    def forward(self, x):
+        return self.network(x)
+
+class Greedy(Net):
+    def forward(self, x):
+        if len(x) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.network(x)
+
+class Insatiable(Net):
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.network(x)
+
+class Enormous(Net):
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+        return self.network(x)
+
+class Probable(Net):
+    def forward(self, x):
+        return self.network(x).softmax(dim=1)
+
+class Broken(Net):
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            raise RuntimeError("no kernel for this")
+        return self.network(x)
+"""
+
 TINY = {"width": 4, "epochs": 4, "limit": 480, "lr": 0.05, "batch_size": 32}
 
 
