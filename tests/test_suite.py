@@ -1,5 +1,6 @@
 """Suites: their grammar, their budgets, the runs that they name, and one clear line for every mistake."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, known_suites, load_suite, match_runs, shipped_suites
 from robustmix.spec.validation import validate
 
+ROOT = Path(__file__).parents[1]
 GOOD = """
 version = 1
 title = "T"
@@ -253,6 +255,30 @@ def test_table_may_start_from_a_shipped_recipe() -> None:
     suite = Suite.model_validate({"version": 1, "title": "T", "train": {"x": table}, "attack": [{"name": "fgsm"}]})
     (recipe,) = (recipe.resolved("cifar10") for recipe in suite.runs().values())
     assert (recipe.epochs, recipe.width, recipe.weight_decay, recipe.seed) == (5, 64, 1e-4, 3)
+
+
+@pytest.mark.parametrize(
+    ("suite", "table", "data"),
+    [({}, {}, "cifar10"), ({"data": "svhn"}, {}, "svhn"), ({"data": "svhn"}, {"data": "mnist"}, "mnist")],
+)
+def test_data_of_a_table_counts_more_than_the_suites_and_that_more_than_a_recipes(
+    suite: dict[str, str], table: dict[str, str], data: str
+) -> None:
+    """Else ERM with a named recipe and mixup without one would be trained on different images, and compared."""
+    fields = {"version": 1, "title": "T", "attack": [{"name": "fgsm"}], **suite}
+    (recipe,) = Suite.model_validate({**fields, "train": {"x": {"recipe": "zhang-cifar10", **table}}}).runs().values()
+    assert (recipe.data, recipe.weight_decay) == (data, 1e-4)
+
+
+def test_the_suite_that_people_copy_compares_methods_and_nothing_else(tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"```toml\n(version.*?)```", (ROOT / "attacks" / "README.md").read_text(encoding="utf-8"), re.S
+    )
+    suite = parsed(text, tmp_path)
+    runs = suite.runs()
+    assert {recipe.data for recipe in runs.values()} == {suite.data}
+    assert runs["mixup1"] == runs["erm1"].model_copy(update={"method": "mixup"})
+    assert runs["mixup2"] == runs["erm2"].model_copy(update={"method": "mixup"})
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------

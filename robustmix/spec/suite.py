@@ -49,8 +49,10 @@ class Suite(Spec):
     Attributes:
         version: of this grammar.
         title: the page's heading.
-        data: the data set, as `robustmix.load_data` takes it; the sources' own if not set.
-        train: tables ``[train.NAME]``: a recipe's fields, or ``recipe = NAME`` and fields on top, and ``seeds``.
+        data: the data set, as `robustmix.load_data` takes it, that is attacked and trained on; the recipes' and the
+            sources' own if not set.
+        train: tables ``[train.NAME]``: a recipe's fields, or ``recipe = NAME`` and fields on top, and ``seeds``. A
+            table's own ``data`` counts more than the suite's, the suite's more than a recipe's.
         sources: runs that craft, names or globs; all trained here if not set.
         targets: runs that are scored, names or globs; the sources if not set.
         normalize: what sources and targets from a ``file.py:factory`` expect: ``none``, ``cifar10``, ``imagenet`` or
@@ -129,10 +131,11 @@ class Suite(Spec):
             check_name(name, "run")
             if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
                 raise SpecError(f"{where}.seeds = {seeds!r}: should be a list of whole numbers, such as [1, 2]")
-            if base is not None:
-                fields = on_top(read_recipe(base), fields)
+            # Before the recipe's own: a suite trains on what it attacks, unless the table itself says otherwise.
             if self.data is not None:
                 fields.setdefault("data", self.data)
+            if base is not None:
+                fields = on_top(read_recipe(base), fields)
             # A table without a method is for ERM: that is said here, so that its other fields are held against it.
             method = fields.setdefault("method", "erm")
             top = {
