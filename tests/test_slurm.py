@@ -44,6 +44,7 @@ class Cluster:
             },
             text=True,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def calls(self) -> list[str]:
@@ -63,12 +64,17 @@ def test_a_job_that_ends_by_itself_ends_as_robustmix_does(cluster: Cluster, code
     assert cluster.calls() == [f"srun --kill-on-bad-exit=1 {cluster.bin}/robustmix attack --suite my suite threads=8,8"]
 
 
-def test_a_job_that_slurm_stops_ends_its_tasks_and_goes_back_to_the_queue(cluster: Cluster) -> None:
+def waiting(cluster: Cluster) -> "subprocess.Popen[str]":
     job = cluster.submit("run", "demo", srun_does=WAITS)
     while not (cluster.log.exists() and "waits" in cluster.calls()):
         assert job.poll() is None
         time.sleep(0.01)
-    job.send_signal(signal.SIGTERM)
+    return job
+
+
+def test_a_job_whose_time_ends_ends_its_tasks_and_goes_back_to_the_queue(cluster: Cluster) -> None:
+    job = waiting(cluster)
+    job.send_signal(signal.SIGUSR1)
     err = job.communicate(timeout=60)[1]
     assert err == "Stopped by SLURM: job 42 goes back to the queue.\n"
     assert job.returncode == 0
@@ -80,9 +86,33 @@ def test_a_job_that_slurm_stops_ends_its_tasks_and_goes_back_to_the_queue(cluste
     ]
 
 
+def test_a_job_whose_tasks_slurm_terminates_goes_back_to_the_queue(cluster: Cluster) -> None:
+    (cluster.bin / "sleep").write_text("#!/bin/sh\n")
+    (cluster.bin / "sleep").chmod(0o755)
+    job = cluster.submit("run", "demo", srun_does="exit 143")
+    assert job.communicate(timeout=60)[1] == "Stopped by SLURM: job 42 goes back to the queue.\n"
+    assert job.returncode == 0
+    assert cluster.calls()[-1] == "scontrol requeue 42"
+
+
+@pytest.mark.parametrize("first", ["both", "tasks"])
+def test_a_job_that_is_cancelled_does_not_come_back(first: str, cluster: Cluster) -> None:
+    """SLURM terminates the tasks and the script, at once or one after the other."""
+    if first == "both":
+        job = waiting(cluster)
+        os.killpg(job.pid, signal.SIGTERM)
+    else:
+        (cluster.bin / "sleep").write_text("#!/bin/sh\nkill -TERM $PPID\n")
+        (cluster.bin / "sleep").chmod(0o755)
+        job = cluster.submit("run", "demo", srun_does="exit 143")
+    job.communicate(timeout=60)
+    assert job.returncode == -signal.SIGTERM
+    assert not any("requeue" in line for line in cluster.calls())
+
+
 def test_a_job_that_cannot_go_back_to_the_queue_fails(cluster: Cluster) -> None:
     (cluster.bin / "scontrol").write_text("#!/bin/sh\nexit 5\n")
-    job = cluster.submit("run", "demo", srun_does="kill -TERM $PPID; exec sleep 60")
+    job = cluster.submit("run", "demo", srun_does="kill -USR1 $PPID; exec sleep 60")
     job.communicate(timeout=60)
     assert job.returncode == 5
 
