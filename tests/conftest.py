@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in every subprocess: workers that each start a thread per core crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The folder with the large data sets; tests do not see the variable itself, only `large_data`.
-DATA_ROOT = os.environ.pop("ROBUSTMIX_DATA", None)
+# The folder with the large data sets; tests do not see the variable itself, only `large_data`. The processes that share
+# the tests are started afterwards, and are told by another one.
+DATA_ROOT = os.environ.pop("ROBUSTMIX_DATA", None) or os.environ.get("PYTEST_ROBUSTMIX_DATA")
+if DATA_ROOT:
+    os.environ["PYTEST_ROBUSTMIX_DATA"] = DATA_ROOT
 
 # matplotlib's font cache takes seconds to build: let it stay where it is although XDG_CACHE_HOME moves.
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
