@@ -14,7 +14,7 @@ from robustmix.attacks.peers import craft_by_peer
 from robustmix.attacks.victim import frozen
 from robustmix.checkpoints import load_model
 from robustmix.data import load_data
-from robustmix.errors import StoreError
+from robustmix.errors import EvaluationError, StoreError
 from robustmix.store.cells import Cell, read_cells
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
@@ -76,11 +76,11 @@ def crosscheck(
     tallies = {by: _Tally() for by in (OURS, *peers)}
     for x, y in batches:
         ours = attacks.fgsm(model, x, y, eps) if name == "fgsm" else attacks.ifgsm(model, x, y, eps, steps, length)
-        predicted = _predict(model, ours)
+        predicted = _predict(model, ours, OURS)
         tallies[OURS].add(ours, ours, predicted, predicted, y)
         for peer in peers:
             theirs = craft_by_peer(peer, name, model, x, y, eps, steps=steps, length=length, seed=(0,))
-            tallies[peer].add(theirs, ours, _predict(model, theirs), predicted, y)
+            tallies[peer].add(theirs, ours, _predict(model, theirs, peer), predicted, y)
     return [tally.shares(by) for by, tally in tallies.items()]
 
 
@@ -124,7 +124,7 @@ def crosscheck_line(place: Workspace, name: str) -> str:
         step = to_pixels(at.step_255)
         for x, y in test.batches(torch.arange(len(test)).split(at.batch_size), torch.device("cpu")):
             x_adv = craft_by_peer(peer, "ifgsm", model, x, y, to_pixels(eps), steps=at.steps, length=step, seed=(0,))
-            found.append(_predict(model, x_adv))
+            found.append(_predict(model, x_adv, peer))
         theirs = torch.cat(found)
         differing = int((theirs != ours).sum())
         parts.append(f"{peer} {int((theirs != test.labels).sum())}, other predictions on {differing}")
@@ -172,7 +172,9 @@ class _Tally:
         return Comparison(by, wrong, self.pixels / self.values, predictions, self.largest)
 
 
-def _predict(model: nn.Module, x: Tensor) -> Tensor:
+def _predict(model: nn.Module, x: Tensor, by: str) -> Tensor:
     with frozen(model), torch.inference_mode():
-        predicted: Tensor = model(x).argmax(dim=1)
-    return predicted
+        logits: Tensor = model(x)
+    if not logits.isfinite().all():
+        raise EvaluationError(f"a logit on the images of {by} is NaN or infinite; such an output is no prediction")
+    return logits.argmax(dim=1)

@@ -21,9 +21,7 @@ def pick_device(name: Device) -> torch.device:
     Raises:
         SpecError: the device is not there.
     """
-    exact_float32()
-    # The fastest algorithms add in no fixed order, so that signs would differ from one run to the next.
-    torch.backends.cudnn.deterministic = True
+    make_exact()
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -33,10 +31,13 @@ def pick_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-def exact_float32() -> None:
-    """Let float32 mean float32: cuDNN's TF32, on by default, keeps 10 bits of each factor and flips signs."""
+def make_exact() -> None:
+    """Let float32 mean float32 on GPUs, and each run of a network give the same bits, from now on in this process."""
+    # cuDNN's TF32, on by default, keeps 10 bits of each factor and flips signs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    # The fastest algorithms add in no fixed order, so that signs would differ from one run to the next.
+    torch.backends.cudnn.deterministic = True
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

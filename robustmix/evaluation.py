@@ -69,7 +69,8 @@ def evaluate(
     team = launch(device)
     plan = team.in_turn(lambda: make_plan(suite, place, batch_size=batch_size, data_root=data_root))
     compute(plan, place, team)
-    return planned_results(plan, place)
+    # Rank 0 has written them: another machine's file system may not know of them yet.
+    return team.share(planned_results(plan, place) if team.rank == 0 else pd.DataFrame())
 
 
 def planned_cells(plan: Plan, place: Workspace) -> list[Cell]:
@@ -119,9 +120,9 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     while pending:
         held = []
         for number, unit in pending:
-            with _claimed(place, unit, team) as making:
-                if making:
-                    computed += job.finish(unit, making, f"{number}/{len(units)} {unit.title}")
+            with _claimed(place, unit, team) as ours:
+                if ours:
+                    computed += job.finish(unit, f"{number}/{len(units)} {unit.title}")
                 else:
                     held.append((number, unit))
         if len(held) == len(pending):
@@ -136,15 +137,15 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
 
 
 @contextmanager
-def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[str | None]:
-    """What this job calls its files in the making of a unit, if it is the one that computes it."""
+def _claimed(place: Workspace, unit: Unit, team: Team) -> Iterator[bool]:
+    """Whether this job is the one that computes a unit."""
     if team.rank == 0:
         with claim(place.parts, unit.key) as ours:
             if ours:
                 remove_parts(place, unit.key)
-            yield team.share(new_making(unit.key) if ours else None)
+            yield team.share(ours)
     else:
-        yield team.share(None)
+        yield team.share(False)
 
 
 class _Job:
@@ -162,14 +163,14 @@ class _Job:
                 if one is not None and one.run is None:
                     self._model(one, compiled=False)
 
-    def finish(self, unit: Unit, making: str, title: str) -> int:
+    def finish(self, unit: Unit, title: str) -> int:
         """Compute what is missing of a unit, in smaller batches if memory runs out, and write it; counts the cells."""
         missing = self._still_missing(unit)
         if missing is None:
             return 0
         for size in halved(unit.batch_size):
             smaller = resized(missing, size)
-            if self._measured(smaller, unit, making, title):
+            if self._measured(smaller, unit, title):
                 break
             say(f"memory ran out with batches of {size}: {title} starts again with {size // 2}")
         else:
@@ -177,23 +178,23 @@ class _Job:
         if size < unit.batch_size:
             clean = self._still_missing(clean_unit(smaller))
             if clean:
-                self._measured(clean, unit, making, f"{title}, clean")
+                self._measured(clean, unit, f"{title}, clean")
         return len(missing.cells)
 
     def _still_missing(self, unit: Unit) -> Unit | None:
         """What of a unit nobody has computed in the meantime, as rank 0 sees it."""
         return unit.only(self.team.share(missing_cells(unit, self.place) if self.team.rank == 0 else []))
 
-    def _measured(self, unit: Unit, claimed: Unit, making: str, title: str) -> bool:
+    def _measured(self, unit: Unit, claimed: Unit, title: str) -> bool:
         """Compute and write the cells of a unit; False if memory ran out in any process."""
         started = time.perf_counter()
+        # Anew after memory ran out: a network's file system may remember of a removed file's name that it has gone.
+        making = self.team.share(new_making(claimed.key))
         batches = torch.arange(len(self.inputs)).split(unit.batch_size)
         images = Gallery(unit, self.place, self.inputs, self.team, making) if unit.save_images else None
         shown = Shown(unit)
         try:
             own = self._attempt(unit, batches, title, images, shown)
-            if images:
-                images.flush()
             everything = gathered(own, len(self.inputs), batches, self.place, self.team, making)
             complete = self.team.share(everything is not None)
             if images and everything is not None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from robustmix.attacks.geometry import round_within
 from robustmix.data import Split
+from robustmix.errors import StoreError
 from robustmix.planning import Plan
 from robustmix.progress import say
 from robustmix.spec.attack import Course
@@ -50,33 +54,47 @@ class Shown:
 
 
 class Gallery:
-    """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
+    """The adversarial images of a unit as one file of numpy's per budget, written by all processes.
+
+    Raises:
+        StoreError: the files cannot be made.
+    """
 
     def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team, making: str) -> None:
         self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
         self._parts = {course: images_part(path, making) for course, path in self._paths.items()}
         self._unit, self._team = unit, team
-        shape = (len(inputs), *inputs.shape)
-        if team.rank == 0:
-            place.gallery.mkdir(parents=True, exist_ok=True)
-            for part in self._parts.values():
-                np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
-        team.barrier()
-        self._files = {course: part.open("r+b", buffering=0) for course, part in self._parts.items()}
+        self._files: dict[Course, int] = {}
+        try:
+            self._open((len(inputs), *inputs.shape))
+        except StoreError:
+            self.close()
+            raise
         self._start = np.lib.format.open_memmap(next(iter(self._parts.values())), mode="r").offset
 
-    def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
-        """Keep uint8 images [B, C, H, W] of consecutive examples [B].
+    def _open(self, shape: tuple[int, ...]) -> None:
+        for part in self._parts.values() if self._team.rank == 0 else ():
+            with _writing(part):
+                part.parent.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
+        self._team.barrier()
+        for course, part in self._parts.items():
+            with _writing(part):
+                # Through a mapping, or open for reading as well, several machines would write each other's pages.
+                self._files[course] = os.open(part, os.O_WRONLY | os.O_DSYNC)
 
-        Written at their place in the file: through a mapping, several machines would write each other's pages.
+    def keep(self, course: Course, indices: Tensor, levels: Tensor) -> None:
+        """Keep uint8 images [B, C, H, W] of consecutive examples [B]; the other processes see them from now on.
+
+        Raises:
+            StoreError: they cannot be written.
         """
         images = levels.cpu().contiguous().numpy()
-        os.pwrite(self._files[course].fileno(), images.tobytes(), self._start + int(indices[0]) * images[0].size)
-
-    def flush(self) -> None:
-        """Let the other processes see what this one has kept."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        at, left = self._start + int(indices[0]) * images[0].size, memoryview(images.tobytes())
+        with _writing(self._parts[course]):
+            while left:  # a disk that is nearly full takes a part of it, and says so at the rest
+                written = os.pwrite(self._files[course], left, at)
+                at, left = at + written, left[written:]
 
     def finish(self, plan: Plan) -> None:
         """Give the files their names, each beside what it is.
@@ -102,7 +120,15 @@ class Gallery:
     def close(self) -> None:
         """Remove what has not been finished."""
         for file in self._files.values():
-            file.close()
+            os.close(file)
         if self._team.rank == 0:
             for part in self._parts.values():
                 part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{part} cannot be written: {error.strerror or error}") from None

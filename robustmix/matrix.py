@@ -17,7 +17,7 @@ from robustmix.attacks.libraries import check_installed
 from robustmix.attacks.losses import loss_named
 from robustmix.attacks.victim import frozen
 from robustmix.data import TensorSplit
-from robustmix.device import describe_device, exact_float32, is_out_of_memory
+from robustmix.device import describe_device, is_out_of_memory, make_exact
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.measurement import batch_states, measure, rows
 from robustmix.models.layout import fitted
@@ -59,9 +59,10 @@ def transfer_matrix(
     Args:
         models: that craft, by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode
             and left as found.
-        inputs: [N, ...], uint8 or float in [0, 1].
+        inputs: uint8 [N, C, H, W], or float [N, ...] in [0, 1], which is taken as float32.
         labels: true classes, whole numbers [N].
-        attacks: names, as ``robustmix attack --attack`` takes them.
+        attacks: names, as ``robustmix attack --attack`` takes them. Those that look for the smallest perturbation have
+            no budget, and keep the norm and the number of steps that the command line has for them.
         eps: budgets, pixel units.
         steps: of the iterated attacks.
         step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
@@ -81,6 +82,7 @@ def transfer_matrix(
         SpecError: an attack or loss is unknown, an argument of another kind, a length unusable, or a name stands for
             two models.
         EvaluationError: a model does not fit the labels, or a measurement would be wrong.
+        DataError: inputs are of another kind, or leave [0, 1].
     """
     _check_models(models, targets)
     size = DEFAULT_BATCH if batch_size is None else check_whole(batch_size, "batch_size", 1, MOST_EXAMPLES)
@@ -99,7 +101,7 @@ def transfer_matrix(
         participants[name] = one = present(name, model, split, device)
         assert isinstance(one.classes, int)
         some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
-        check_outputs(f"model {name!r}", model, some, one.classes)
+        check_outputs(f"model {name!r}", one.load(), some, one.classes)
     crafting, goals = (distinct(participants[name] for name in group) for group in (models, scored))
     on_device = split.to(device)
     for held in halved(size):
@@ -133,14 +135,14 @@ def in_memory(
 
     Args:
         models: by name, all on one device.
-        inputs: [N, ...], uint8 or float in [0, 1].
+        inputs: uint8 [N, C, H, W], or float [N, ...] in [0, 1].
         labels: true classes, whole numbers [N].
 
     Raises:
         DataError: inputs are of another kind.
         EvaluationError: labels are none, or the models are on different devices.
     """
-    exact_float32()
+    make_exact()
     return TensorSplit(_images(inputs), _whole(labels)), _device_of(models)
 
 
@@ -259,7 +261,12 @@ def _units(
     clean = make_unit(None, None, (CLEAN,), goals, IN_MEMORY, batch_size)
     alone = []
     for cell in clean.cells:
-        bearers = (place for place, one in enumerate(units) if one.source == cell.target and one.predicts_inputs)
+        digest = cell.target.digest
+        bearers = (
+            place
+            for place, one in enumerate(units)
+            if one.source is not None and one.source.digest == digest and one.predicts_inputs
+        )
         if (place := next(bearers, None)) is None:
             alone.append(cell)
         else:

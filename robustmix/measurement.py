@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmix.attacks.geometry import extremes, lengths, round_within
+from robustmix.attacks.victim import not_finite
 from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.data import Split
 from robustmix.errors import EvaluationError
@@ -44,7 +45,7 @@ class Measured:
 
     Attributes:
         columns: float64 [cells, `COLUMNS`, examples].
-        states: float64 [batches, `STATE`]; no row where no gradient of ours was taken.
+        states: float64 [batches, `STATE`]; no row where nobody took a gradient that we saw.
         forward: forward passes, summed over examples.
         backward: backward passes, summed over examples.
         waited: seconds spent waiting for data.
@@ -188,8 +189,10 @@ def _score_all(model: nn.Module, points: list[Tensor], y: Tensor) -> Sequence[Te
 
 def _joined(found: Tensor, rounded: Tensor | None, extent: Tensor) -> Tensor:
     """The `COLUMNS` of one batch from what `score` and `_extent` return; NaN where images are not rounded."""
-    again = torch.full_like(extent[:1], torch.nan) if rounded is None else rounded[:1]
-    return torch.cat([found, again, extent])
+    if rounded is None:
+        return torch.cat([found, torch.full_like(extent[:1], torch.nan), extent])
+    finite = found[-1:] * rounded[-1:]
+    return torch.cat([found[:-1], finite, rounded[:1], extent])
 
 
 def rows(columns: np.ndarray, labels: Tensor) -> pa.Table:
@@ -218,13 +221,10 @@ def _check(
     unit: Unit, columns: np.ndarray, states: np.ndarray, numbers: Sequence[int], batches: Sequence[Tensor]
 ) -> None:
     """Refuse what would be a wrong measurement, and name the batch."""
-    for number, state in zip(numbers, states, strict=len(states) > 0):
+    for number, batch, state in zip(numbers, batches, states, strict=len(states) > 0):
         bad, first = int(state[-2]), int(state[-1])
         if bad:
-            raise EvaluationError(
-                f"{unit.title}: in batch {number} the gradient of {bad} examples is NaN or infinite (first: number "
-                f"{first} of the batch): the loss or the model overflows there"
-            )
+            raise EvaluationError(f"{unit.title}: in batch {number} {not_finite(bad, len(batch), first)}")
     owner = np.repeat(numbers, [len(batch) for batch in batches])
     for cell, column in zip(unit.cells, columns, strict=True):
         of = dict(zip(COLUMNS, column, strict=True))

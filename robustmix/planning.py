@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from robustmix.attacks.foreign import check_attack_fits
 from robustmix.attacks.libraries import check_installed
+from robustmix.attacks.losses import check_loss_fits
 from robustmix.data import Dataset, Split, load_data
 from robustmix.device import memory_hint
 from robustmix.errors import EvaluationError, SpecError
@@ -89,7 +91,7 @@ def make_plan(
     Raises:
         SpecError: a name matches nothing, or a budget cannot be reached.
         CheckpointError: a run is missing or unfinished, or weights cannot be had.
-        EvaluationError: a model does not fit the data.
+        EvaluationError: a model or an attack does not fit the data.
     """
     if not 1 <= batch_size <= MOST_EXAMPLES:
         raise SpecError(f"batch size {batch_size} must be at least 1 and at most {MOST_EXAMPLES}")
@@ -104,6 +106,9 @@ def make_plan(
     }
     for one in everyone.values():
         _check_fit(one, data)
+    for spec in suite.attack:
+        check_loss_fits(spec.loss, len(data.classes))
+        check_attack_fits(spec.name, len(data.classes))
     _check_lengths(suite, data)
     inputs = data.test.first(suite.limit)
     _warn(suite, data, inputs)

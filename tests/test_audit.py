@@ -63,6 +63,13 @@ def failed(tests: dict[str, AuditTest]) -> set[str]:
 # ---- honest ----------------------------------------------------------------------------------------------
 
 
+def test_a_network_under_several_names_has_one_record_under_the_first(
+    images: Images, nets: Nets, no_square: None
+) -> None:
+    (record,) = robustmix.audit_models({"first": nets["erm"], "again": nets["erm"]}, *images, eps=EPS)
+    assert record.target == "first"
+
+
 def test_honest_networks_pass_every_test(images: Images, nets: Nets, small_square: None) -> None:
     pytest.importorskip("torchattacks")
     before = {name: value.clone() for name, value in nets["erm"].state_dict().items()}

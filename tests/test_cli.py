@@ -316,7 +316,18 @@ def test_anybody_s_model_crafts_and_is_scored(call: Call, runs: Path, tiny: Path
     assert inside["source_method"] == "mixup"
 
 
-def test_dlr_of_two_classes_is_one_line(call: Call, runs: Path, tiny: Path) -> None:
+@pytest.mark.parametrize(
+    ("refused", "says"),
+    [
+        ("--attack fgsm --loss dlr", "the loss 'dlr' needs three classes, the model tells 2 apart"),
+        ("--attack autoattack", "autoattack needs at least 4 classes"),
+    ],
+)
+def test_what_needs_more_classes_is_one_line_before_anything_is_computed(
+    refused: str, says: str, call: Call, runs: Path, tiny: Path
+) -> None:
+    if "autoattack" in refused:
+        pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
     (runs / "net.py").write_text(NETS.format(workspace=str(tiny)))
     data = robustmix.load_data("digits")
     arrays = {}
@@ -324,11 +335,12 @@ def test_dlr_of_two_classes_is_one_line(call: Call, runs: Path, tiny: Path) -> N
         chosen = split.labels < 2
         arrays |= {f"x_{half}": split.images[chosen].numpy(), f"y_{half}": split.labels[chosen].numpy()}
     np.savez(runs / "two.npz", **arrays)
-    flags = "attack --source net.py:Two --data npz:two.npz --attack fgsm --eps 32"
-    done = call(*flags.split(), "--loss", "dlr")
-    assert done.code == 2
-    assert "the loss 'dlr' needs three classes, the model tells 2 apart" in done.err.splitlines()[-1]
-    assert call(*flags.split(), "--loss", "margin").code == 0
+    flags = ["attack", "--source", "net.py:Two", "--data", "npz:two.npz", "--eps", "32"]
+    for done in (call(*flags, *refused.split()), call(*flags, *refused.split(), "--dry-run")):
+        assert done.code == 2
+        assert says in done.err.splitlines()[-1]
+    assert not (runs / "results").exists()
+    assert call(*flags, "--attack", "fgsm", "--loss", "margin").code == 0
 
 
 def test_a_suite_may_be_made_from_other_sources_on_fewer_examples(call: Call, runs: Path) -> None:

@@ -200,8 +200,9 @@ def test_number_of_examples_is_chosen_and_what_it_leaves_out_is_said(
         said = capsys.readouterr().out
         assert said.startswith(f"erm1 and mixup1 on {number} test examples of ")
         assert f"Attacks on {other} test examples are left out: choose with --limit." in said
-    with pytest.raises(SpecError, match=f"--limit 7: both have been attacked on {N // 2}, {N} test examples"):
-        compare("erm1", "mixup1", limit=7, place=Place(place.root))
+    for limit in (7, 0, -1):
+        with pytest.raises(SpecError, match=f"--limit {limit}: both have been attacked on {N // 2}, {N} test examples"):
+            compare("erm1", "mixup1", limit=limit, place=Place(place.root))
     compare("erm1", "mixup1", place=Place(made.root))
     assert "left out" not in capsys.readouterr().out
 

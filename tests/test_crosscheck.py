@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from tiny import CENTRED, FAILING
-from torch import Tensor
+from torch import Tensor, nn
 
 import robustmix
 from robustmix import AttackSpec, Suite, attacks
@@ -73,6 +73,28 @@ def test_a_difference_is_counted(tiny: Path) -> None:
         assert one.pixels == share(near != far) > 0.5
         assert one.predictions == share(by_near != by_far) > 0.1
         assert one.largest == pytest.approx(16 / 255)
+
+
+class Known(nn.Module):
+    """A network with numbers for some images only, told by their sums."""
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("sums", self.summed(x))
+
+    def summed(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1).sum(dim=1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.summed(x) == self.get_buffer("sums"), self.network(x), torch.nan)
+
+
+def test_no_number_is_no_prediction(tiny: Path) -> None:
+    x, y = digits(32)
+    model = Known(robustmix.load_model("mixup1", workspace=tiny), x)
+    with pytest.raises(EvaluationError, match="a logit on the images of robustmix is NaN or infinite"):
+        crosscheck(model, [(x, y)], name="fgsm", eps=32 / 255, steps=1, length=1)
 
 
 def test_peers_that_are_missing_are_left_out_and_without_any_it_says_so(

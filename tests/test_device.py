@@ -2,13 +2,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import environment
+from torch import nn
 
-from robustmix import launching
+from robustmix import launching, transfer_matrix
 from robustmix.device import is_out_of_memory, memory_hint, pick_device
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.launching import launch
@@ -86,17 +88,21 @@ def python(*arguments: str, cwd: Path, **variables: str) -> "subprocess.Popen[st
     )
 
 
-def test_float32_means_float32() -> None:
-    switches = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [switch.allow_tf32 for switch in switches]
+def in_memory() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    transfer_matrix({"net": network}, torch.rand(4, 1, 8, 8), torch.arange(4), ("signs",), (0.1,))
+
+
+@pytest.mark.parametrize("begin", [lambda: pick_device("cpu"), in_memory], ids=["workspace", "in memory"])
+def test_float32_means_float32_and_a_run_repeats_another(begin: Callable[[], object]) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
     try:
-        for switch in switches:
-            switch.allow_tf32 = True
-        pick_device("cpu")
-        assert [switch.allow_tf32 for switch in switches] == [False, False]
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = True, True, False
+        begin()
+        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic) == (False, False, True)
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
 
 
 def test_a_device_that_is_not_there_is_named_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:

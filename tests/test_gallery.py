@@ -1,7 +1,11 @@
 """The examples that every unit leaves behind: which, where, and that they cost nothing."""
 
 import json
+import os
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +198,44 @@ def killed(place: Workspace, plan: Plan) -> tuple[str, list[Path]]:
     """What a job leaves that was killed while it kept the images of a plan's attack: its claim's key, and files."""
     unit = plan.everything[1]
     for file in Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))._files.values():
-        file.close()
+        os.close(file)
     place.parts.mkdir(parents=True, exist_ok=True)
     dead = {**claims._self(), "started": -1}
     (place.parts / f"{unit.key}.claim").write_text(json.dumps(dead))
     return unit.key, sorted(place.gallery.glob(".*.part"))
+
+
+@contextmanager
+def full_disk(space: int) -> Iterator[None]:
+    """No file can become longer than so many bytes: what would go beyond is written in part, then refused."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (space, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_keeps_no_image(place: Workspace) -> None:
+    compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
+    before = kept(place)
+    plan = plan_of(place, ATTACKS[0], save_images=True)
+    with full_disk(1000), pytest.raises(StoreError, match=r"\.part cannot be written: File too large$"):
+        compute(plan, place, Team(CPU))
+    assert kept(place) == before, "not even a beginning"
+
+
+def test_images_that_are_written_in_part_are_an_error(place: Workspace) -> None:
+    plan = plan_of(place, ATTACKS[0], save_images=True)
+    unit = plan.everything[1]
+    images = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    levels = torch.arange(40 * 64).view(40, 1, 8, 8).to(torch.uint8)
+    images.keep(unit.courses[0], torch.arange(40), levels)
+    with full_disk(2000), pytest.raises(StoreError, match=r"\.part cannot be written: File too large$"):
+        images.keep(unit.courses[1], torch.arange(40), levels)
+    images.finish(plan)
+    images.close()
+    assert (np.load(gallery_path(place.gallery, unit.at(unit.courses[0])[0].identity)) == levels.numpy()).all()
 
 
 knows_processes = pytest.mark.skipif(claims._realm() is None, reason="the system has no /proc")

@@ -213,8 +213,13 @@ def test_networks_may_flatten_by_view(channels: int, images: tuple[Tensor, Tenso
         torch.manual_seed(0)
         parts = nn.Conv2d(channels, 4, 3), nn.Tanh(), nn.Linear(144, 10)
     x, y = images[0].expand(-1, channels, -1, -1), images[1]
-    tables = [transfer_matrix({"net": kind(*parts)}, x, y, ("fgsm", "ifgsm"), (0.1,)) for kind in (Viewing, Flattening)]
-    assert tables[0]["error"].tolist() == tables[1]["error"].tolist()
+    turned = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as images read from files lie in memory
+    tables = [
+        transfer_matrix({"net": kind(*parts)}, inputs, y, ("fgsm", "ifgsm"), (0.1,))
+        for kind in (Viewing, Flattening)
+        for inputs in (x, turned)
+    ]
+    assert len({tuple(table["error"]) for table in tables}) == 1
     assert tables[0]["error"].nunique() > 1
     assert parts[0].weight.is_contiguous()
 
@@ -272,7 +277,9 @@ def test_models_are_left_as_found_when_an_attack_fails(images: tuple[Tensor, Ten
             return 3 * x.flatten(1)[:, 20:30].sqrt() - 1
 
     network = Breaks()
-    with pytest.raises(EvaluationError, match=r"fgsm from net: in batch 0 the gradient of \d+ examples is NaN"):
+    with pytest.raises(
+        EvaluationError, match=r"fgsm from net: in batch 0 the gradient or a logit of \d+ of \d+ examples is NaN"
+    ):
         transfer_matrix({"net": network}, *images, attacks=("fgsm",), eps=(16 / 255,))
     assert network.training
 
@@ -305,6 +312,14 @@ def test_clean_predictions_come_with_the_first_gradient(
     columns = [name for name in COLUMNS if name != "forward"]
     pd.testing.assert_frame_equal(clean[columns], expected[columns])
     assert clean["errors"].nunique() > 1
+
+
+def test_clean_predictions_come_along_for_a_target_of_another_name(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    found = transfer_matrix({"a": models["erm1"]}, *images, ("fgsm",), (8 / 255,), targets={"b": models["erm1"]})
+    clean = found[found["role"] == "clean"]
+    assert dict(zip(clean["target"], clean["forward"], strict=True)) == {"a": 0, "b": 0}
 
 
 # ---- what is refused -------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from robustmix import AttackSpec, Suite, attacks, crafting, evaluate
 from robustmix.attacks.foreign import craft_foreign
 from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.errors import EvaluationError
+from robustmix.evaluation import compute
 from robustmix.measurement import COLUMNS, Measured, _measured, measure, score
 from robustmix.participants import Participant
 from robustmix.planning import make_plan
 from robustmix.spec.attack import Course
 from robustmix.store.cells import GAP_QUANTILES, Cell, read_cells
 from robustmix.store.workspace import Workspace
+from robustmix.team import Team
 
 CPU = torch.device("cpu")
 
@@ -54,6 +56,12 @@ class NoLogit(Net):
     '''No number where the corner that every digit leaves black is not.'''
     def forward(self, x):
         return torch.where(x[:, :, 0, 0] > 0, torch.nan, self.network(x))
+
+class NoLogitOnLevels(Net):
+    '''No number where that corner has a grey level other than black.'''
+    def forward(self, x):
+        level = 255 * x[:, :, 0, 0]
+        return torch.where((level > 0.5) & ((level - level.round()).abs() < 1e-3), torch.nan, self.network(x))
 """
 
 
@@ -329,6 +337,8 @@ def test_what_saturates_is_recorded_whoever_makes_the_attack(impl: Any, workspac
 UNWAITED: Final = (
     AttackSpec(name="fgsm", eps=(16, 32)),
     AttackSpec(name="ifgsm", eps=(16, 32), steps=2, labels="predicted"),
+    # 12 and 24 meet neither budget, so that nothing is to be compared.
+    AttackSpec(name="ifgsm", eps=(16, 32), steps=3, step=12),
     AttackSpec(name="mifgsm", eps=(64,), steps=2, norm="l2"),
     AttackSpec(name="pgd", eps=(32,), steps=2, restarts=2),
     AttackSpec(name="signs", eps=(32,), restarts=2),
@@ -377,8 +387,8 @@ def test_the_host_does_not_wait_for_a_gpu_within_a_unit(workspace: Path) -> None
     [
         (
             "NoSlope",
-            r"^fgsm from \S+net\.py:NoSlope: in batch 1 the gradient of 1 examples is NaN or infinite "
-            r"\(first: number 44 of the batch\)",
+            r"^fgsm from \S+net\.py:NoSlope: in batch 1 the gradient or a logit of 1 of 104 examples is NaN or "
+            r"infinite \(first: number 44 of the batch\)",
         ),
         (
             "NoGradient",
@@ -396,6 +406,17 @@ def test_no_number_is_an_error_that_names_unit_and_batch(net: str, message: str,
         evaluate(wanted, workspace=workspace)
     assert {cell.facts.source_name for cell in attacked(workspace)} == (set() if net == "NoLogit" else {"erm1"})
     assert not list((workspace / "results/parts").iterdir()), "the claim on the unit is given back"
+
+
+def test_no_number_on_the_rounded_images_is_an_error_too(workspace: Path) -> None:
+    net = f"{workspace}/net.py:NoLogitOnLevels"
+    wanted = suite(AttackSpec(name="fgsm", eps=("31.7/255",)), sources="erm1", targets=("erm1", net), limit=64)
+    plan = make_plan(wanted, Workspace(workspace), save_images=True)
+    with pytest.raises(EvaluationError, match=r"^fgsm from erm1: in batch 0 a logit of \S+:NoLogitOnLevels is NaN"):
+        compute(plan, Workspace(workspace), Team(CPU))
+    assert attacked(workspace) == []
+    evaluate(wanted, workspace=workspace)
+    assert len(attacked(workspace)) == 2, "the images that are not rounded have logits"
 
 
 def test_no_number_in_another_library_s_hands_is_an_error_that_names_the_batch(workspace: Path) -> None:

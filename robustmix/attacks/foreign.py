@@ -76,6 +76,19 @@ def craft_foreign(
         return torch.empty_like(x).copy_(x_adv.detach())
 
 
+def check_attack_fits(name: str, classes: int) -> None:
+    """Find out whether an attack can be made on models that tell so many classes apart.
+
+    Raises:
+        EvaluationError: it cannot.
+    """
+    if name == "autoattack" and classes < _DLR_CLASSES:
+        raise EvaluationError(
+            f"autoattack needs at least {_DLR_CLASSES} classes, for its targeted DLR loss; the model has {classes}: "
+            "take pgd and square"
+        )
+
+
 def _check_fit(name: str, x: Tensor, y: Tensor, logits: Tensor, norm: Norm, classes: int) -> None:
     if logits.shape[1] != classes:
         raise EvaluationError(f"{name} was to tell {classes} classes apart, but the model has {logits.shape[1]}")
@@ -83,11 +96,7 @@ def _check_fit(name: str, x: Tensor, y: Tensor, logits: Tensor, norm: Norm, clas
         raise EvaluationError(
             f"labels run from {int(y.min())} to {int(y.max())}, but the model tells {classes} classes apart"
         )
-    if name == "autoattack" and classes < _DLR_CLASSES:
-        raise EvaluationError(
-            f"autoattack needs at least {_DLR_CLASSES} classes, for its targeted DLR loss; the model has {classes}: "
-            "take pgd and square"
-        )
+    check_attack_fits(name, classes)
     if MAKERS[name] == "torchattacks" and (x.ndim != 4 or (norm == "l2" and not _squares_fit(*x.shape[2:]))):
         raise EvaluationError(
             f"{name} takes images [B, C, H, W], in l2 of at least 5x5 and about as high as wide; got {list(x.shape)}"

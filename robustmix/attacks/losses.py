@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustmix.errors import SpecError
+from robustmix.errors import EvaluationError, SpecError
 from robustmix.spec.names import LOSSES as NAMES
 from robustmix.spec.names import Loss, unknown
 
@@ -63,6 +63,18 @@ def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
         if known == name:
             return loss
     raise SpecError(unknown("loss", name, NAMES))
+
+
+def check_loss_fits(name: str, classes: int) -> None:
+    """Find out whether a loss is defined for models that tell so many classes apart.
+
+    Raises:
+        EvaluationError: it is not.
+    """
+    if name == "dlr" and classes < DLR_CLASSES:
+        raise EvaluationError(
+            f"the loss 'dlr' needs three classes, the model tells {classes} apart: choose ce, logodds or margin"
+        )
 
 
 def _own(logits: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, loss: str = "ce", n
 
     Args:
         model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
+        x: inputs [B, ...], float32 or float64, in [0, 1], on the model's device.
         y: true labels, int64 [B].
         eps: budget, pixel units (``4/255``).
         loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
@@ -56,7 +56,7 @@ def ifgsm(
 
     Args:
         model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
+        x: inputs [B, ...], float32 or float64, in [0, 1], on the model's device.
         y: true labels, int64 [B].
         eps: budget, pixel units (``4/255``).
         steps: number of gradients.
@@ -138,7 +138,7 @@ def sweep(
     Args:
         name: ``fgsm``, ``ifgsm`` (``bim``), ``mifgsm``, ``pgd``, or the baselines ``signs`` and ``noise``.
         model: maps inputs [B, ...] in [0, 1] to logits [B, K]; it is attacked in eval mode and left as found.
-        x: inputs [B, ...], float, in [0, 1].
+        x: inputs [B, ...], float32 or float64, in [0, 1], on the model's device.
         y: true labels, int64 [B].
         eps: budgets, pixel units.
         steps: gradients per budget of the iterated attacks.
@@ -265,8 +265,8 @@ def _check_batch(x: object, y: object) -> None:
     if x.ndim < 2:
         raise EvaluationError(f"inputs must be [B, ...], one row per example; got {list(x.shape)}")
     if x.dtype not in (torch.float32, torch.float64):
-        # Half precision could not keep to a budget.
-        raise EvaluationError(f"inputs must be float32 or float64 in [0, 1]; got {x.dtype}: divide uint8 images by 255")
+        way_out = "half precision could not keep to a budget" if x.is_floating_point() else "divide uint8 images by 255"
+        raise EvaluationError(f"inputs must be float32 or float64 in [0, 1]; got {x.dtype}: {way_out}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise EvaluationError(f"labels must be int64 [{len(x)}], one per input; got {y.dtype} {list(y.shape)}")
     low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 0.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustmix.attacks.arguments import check_logits
 from robustmix.attacks.geometry import extremes
-from robustmix.attacks.losses import loss_named, margin
+from robustmix.attacks.losses import check_loss_fits, loss_named, margin
 from robustmix.errors import EvaluationError
 
 
@@ -140,7 +140,8 @@ class Victim:
             EvaluationError: some example's gradient or logit was NaN or infinite.
         """
         if self.finite is not None and not self.finite.all():
-            raise EvaluationError(not_finite(~self.finite))
+            bad = ~self.finite
+            raise EvaluationError(not_finite(int(bad.sum()), len(bad), int(bad.int().argmax())))
 
     def _frozen(self) -> AbstractContextManager[None]:
         return nullcontext() if self.trusted else frozen(self.model)
@@ -153,11 +154,7 @@ class Victim:
     def _settle(self, logits: Tensor) -> Tensor:
         if self.labels is None:
             self.labels = logits.detach().argmax(dim=1)
-        if self._loss_name == "dlr" and logits.shape[1] < 3:
-            raise EvaluationError(
-                f"the loss 'dlr' needs three classes, the model tells {logits.shape[1]} apart: choose ce, logodds or "
-                "margin"
-            )
+        check_loss_fits(self._loss_name, logits.shape[1])
         if not self._labelled and len(logits):
             low, high = (int(end) for end in self.labels.aminmax())
             if not (low >= 0 and high < logits.shape[1]):
@@ -176,9 +173,9 @@ class Victim:
         self.zero_gradient = zero_gradient
 
 
-def not_finite(bad: Tensor) -> str:
-    """One line on the examples of a batch, bool [B], whose gradient or logits are no numbers."""
+def not_finite(bad: int, count: int, first: int) -> str:
+    """One line on some examples, of the so many of a batch, whose gradients or logits are no numbers."""
     return (
-        f"the gradient or a logit of {int(bad.sum())} of {len(bad)} examples is NaN or infinite (first: number "
-        f"{int(bad.int().argmax())} of the batch): the loss or the model overflows there"
+        f"the gradient or a logit of {bad} of {count} examples is NaN or infinite (first: number {first} of the "
+        "batch): the loss or the model overflows there"
     )

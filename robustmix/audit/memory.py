@@ -13,6 +13,7 @@ from robustmix.audit.reading import Evidence
 from robustmix.checkpoints import digest_model
 from robustmix.errors import SpecError
 from robustmix.matrix import in_memory, measured_cells, present
+from robustmix.participants import distinct
 from robustmix.store.audits import AuditRecord
 from robustmix.units import GREY_LEVELS, check_length
 from robustmix.work import DEFAULT_BATCH
@@ -31,18 +32,19 @@ def audit_models(
     Args:
         models: by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode and left as
             found. With several each is also attacked by transfer from the others.
-        inputs: [N, ...], uint8 or float in [0, 1]; a few hundred.
+        inputs: uint8 [N, C, H, W], or float [N, ...] in [0, 1]; a few hundred.
         labels: true classes, whole numbers [N].
         eps: the budget at which attacks are compared, pixel units, below 128/255; errors should rise from a quarter of
             it to its double.
         batch_size: examples per batch.
 
     Returns:
-        A record for each model, in their order.
+        A record for each model, in their order; for one under several names a single one, under the first.
 
     Raises:
         SpecError: the budget is unusable, or there is no model.
         EvaluationError: a model does not fit the labels, or a measurement would be wrong.
+        DataError: inputs are of another kind, or leave [0, 1].
     """
     check_networks(models, "models")
     if not models:
@@ -52,8 +54,7 @@ def audit_models(
     battery = battery_over(tuple(sorted({budget / 4, budget / 2, budget, min(2 * budget, LARGE)})), budget)
     split, device = in_memory(models, inputs, labels)
     on_device = split.to(device)
-    everyone = [present(name, model, split, device) for name, model in models.items()]
-    everyone = list({one.digest: one for one in everyone}.values())
+    everyone = distinct(present(name, model, split, device) for name, model in models.items())
     looks = {}
     for one in everyone:
         model = one.load()

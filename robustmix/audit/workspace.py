@@ -23,7 +23,7 @@ from robustmix.audit.procedure import (
 from robustmix.audit.reading import Evidence
 from robustmix.data import Split
 from robustmix.evaluation import compute, planned_cells
-from robustmix.participants import Participant
+from robustmix.participants import Participant, distinct
 from robustmix.planning import Plan, make_plan, missing_cells
 from robustmix.progress import say
 from robustmix.spec.attack import AttackSpec
@@ -65,7 +65,8 @@ def audit(
         data_root: the folder with the data.
 
     Returns:
-        A record for each network, in their order; none in processes other than the first.
+        A record for each network, in their order, for one under several names a single one, under the first; none in
+        processes other than the first.
 
     Raises:
         SpecError: a name matches nothing, or the budget is too large.
@@ -80,7 +81,7 @@ def audit(
     base = team.in_turn(lambda: make_plan(suite, place, batch_size=batch_size, data_root=data_root))
     battery = make_battery(base.data.like, eps)
     say(f"audit at eps {echo_budget(battery.eps)} on {len(base.inputs)} examples of {base.data.name}")
-    everyone = list({one.digest: one for one in base.participants.values()}.values())
+    everyone = distinct(base.participants.values())
 
     looks: dict[str, Look] = {}
     if team.rank == 0:

@@ -60,7 +60,7 @@ def compare(
         data, attacked = one_data_set(attacked, data)
         on_data = attacked
         attacked = one_test_set(on_data, data, limit)
-        if limit and not attacked:
+        if limit is not None and not attacked:
             raise SpecError(f"--limit {limit}: both have been attacked on {_sizes(on_data)} test examples")
     threats = side_by_side(attacked, one, other)
     if not threats:

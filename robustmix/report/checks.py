@@ -13,7 +13,7 @@ from robustmix.report.text import ROLES, budget, join_names, percent, plural, po
 from robustmix.spec.attack import ITERATED
 from robustmix.spec.names import LOSSES
 from robustmix.store.cells import GAP_QUANTILES, BatchState, Cell
-from robustmix.store.results import wrong
+from robustmix.store.results import over_examples, wrong
 
 # A source is spoken of if more of its labels than this have a probability of exactly 1, or a gradient of zero.
 SATURATED: Final = 0.01
@@ -21,13 +21,13 @@ SHOWN_QUANTILES: Final = tuple(GAP_QUANTILES.index(level) for level in (0.05, 0.
 
 
 def gradients(material: Material) -> Table:
-    """What the first gradients showed of each source under each attack; no rows where none of ours was taken."""
+    """What the first gradients showed of each source under each attack; no rows where nobody took one that we saw."""
     rows = []
     for (source, label), cell in _with_states(material).items():
         states = cell.facts.batches
         gaps = [median(state.gap[place] for state in states) for place in SHOWN_QUANTILES]
-        saturation = _over_examples(cell, [state.saturated for state in states])
-        nothing = _over_examples(cell, [state.zero_gradient for state in states])
+        saturation = over_examples(cell, [state.saturated for state in states])
+        nothing = over_examples(cell, [state.zero_gradient for state in states])
         rows.append([source, label, *(f"{gap:.2f}" for gap in gaps), percent(saturation), percent(nothing)])
     header = ("Source", "Attack", "Gap, 5 %", "median", "95 %", "Saturated", "Zero gradient")
     return Table("The source at the first gradient of each attack", header, rows, texts=2)
@@ -62,7 +62,7 @@ def _worst(material: Material, share_of: Callable[[BatchState], float], losses: 
     """The largest share of each source over its attacks up some losses, as a phrase; empty if none is worth saying."""
     worst: dict[str, float] = {}
     for (source, _), cell in _with_states(material).items():
-        share = _over_examples(cell, [share_of(state) for state in cell.facts.batches])
+        share = over_examples(cell, [share_of(state) for state in cell.facts.batches])
         if cell.identity.loss in losses and share > SATURATED:
             worst[source] = max(share, worst.get(source, 0))
     shares = [f"{percent(share)} of the images for {source}" for source, share in worst.items()]
@@ -79,12 +79,6 @@ def _with_states(material: Material) -> dict[tuple[str, str], Cell]:
                 found.setdefault((name, material.label(cell)), cell)
     place = {name: number for number, name in enumerate(material.names)}
     return dict(sorted(found.items(), key=lambda item: (place[item[0][0]], item[0][1])))
-
-
-def _over_examples(cell: Cell, shares: Sequence[float]) -> float:
-    """The share among all examples from those among batches, of which the last may be smaller."""
-    size, count = cell.identity.batch_size, cell.rows.num_rows
-    return fmean(shares, [min(size, count - number * size) for number in range(len(shares))])
 
 
 def faster(material: Material) -> Table:

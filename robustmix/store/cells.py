@@ -168,7 +168,7 @@ class CellFacts(Spec):
         target_name: the run or model that was scored, at the time.
         forward: forward passes per example of the cell's unit, scoring included, counted as they happened.
         backward: backward passes per example of the cell's unit, counted as they happened.
-        batches: the state of the source in each batch; empty where no gradient of ours was taken.
+        batches: the state of the source in each batch; empty where nobody took a gradient that we saw.
         unit_seconds: duration of the unit.
         data_wait: share of that time that was spent waiting for data.
         normalize: what models from a ``FILE.py:FACTORY`` were put behind.

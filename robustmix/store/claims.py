@@ -61,11 +61,12 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
         yield True
     finally:
         released.set()
-        heart.join()
         with suppress(OSError):
             os.ftruncate(handle, 0)  # if it cannot be removed, it grows stale, although this process lives
             if os.path.samestat(os.fstat(handle), path.stat()):
                 path.unlink()
+        # Last, since a file system that stalls may keep the heart for long, and Ctrl-C end the wait for it.
+        heart.join()
         os.close(handle)
 
 

@@ -14,8 +14,8 @@ from robustmix.store.workspace import Workspace
 def new_making(key: str) -> str:
     """What a job calls its files in the making of a unit: by the unit's key, but unlike any other job's.
 
-    A job that was silent for long may go on beside the one that has taken its claim over, and neither may read or
-    remove what the other writes.
+    A job that was silent for long may go on beside the one that has taken its claim over. Neither reads what the other
+    writes, and it removes nothing of its successor's.
 
     Args:
         key: that is claimed.

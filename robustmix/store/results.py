@@ -1,7 +1,7 @@
 """From cells to one table: a row per cell and per pair of names that its weights bear."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -274,15 +274,15 @@ def _figures(cell: Cell, clean: Cell) -> dict[str, Any]:
         "success": float((now & ~before).sum()) / initially_correct if attacked and initially_correct else np.nan,
         "delta_max": float(norm.max()) / to_pixels(identity.eps_255) if attacked and identity.eps_255 else np.nan,
         "norm_median_255": float(np.median(smallest_norms(cell, clean))) if smallest else np.nan,
-        "saturated": _over_examples(cell, [state.saturated for state in facts.batches]),
-        "zero_gradient": _over_examples(cell, [state.zero_gradient for state in facts.batches]),
+        "saturated": over_examples(cell, [state.saturated for state in facts.batches]),
+        "zero_gradient": over_examples(cell, [state.zero_gradient for state in facts.batches]),
         **{column: getattr(identity, column) for column in ("library", "batch_size")},
         "forward": facts.forward,
         "backward": facts.backward,
     }
 
 
-def _over_examples(cell: Cell, shares: list[float]) -> float:
+def over_examples(cell: Cell, shares: Sequence[float]) -> float:
     """The share among all examples from those among batches, of which the last may be smaller; NaN for none."""
     size, count = cell.identity.batch_size, cell.rows.num_rows
     sizes = [min(size, count - number * size) for number in range(len(shares))]

@@ -70,7 +70,7 @@ class Job:
 
 MANY: Final = {"narrow": 512, "full": 128}
 ALL: Final = {"narrow": 128, "full": 32}
-SOME: Final = {"narrow": 32, "full": 16}
+SOME: Final = {"narrow": 32, "full": 32}
 OFTEN: Final = {"narrow": 15, "full": 15}
 LESS_OFTEN: Final = {"narrow": 15, "full": 5}
 JOBS: Final = {
