@@ -101,6 +101,7 @@ def crosscheck_line(place: Workspace, name: str) -> str:
 
     Raises:
         StoreError: there is no such cell, or its examples are no longer those of the data set.
+        EvaluationError: a logit or a gradient is no number.
     """
     if absent := absent_peers():
         return f"cross-check: not made, {' and '.join(absent)} not installed (pip install 'robustmix[attacks]')"

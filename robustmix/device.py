@@ -16,7 +16,7 @@ NO_MEMORY: Final = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAI
 
 
 def pick_device(name: Device) -> torch.device:
-    """The device to run on, with float32 meaning float32; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device to run on, made exact (`make_exact`); ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
         SpecError: the device is not there.

@@ -194,6 +194,8 @@ class _Job:
         images = Gallery(unit, self.place, self.inputs, self.team, making) if unit.save_images else None
         shown = Shown(unit)
         try:
+            if images:
+                images.open()
             own = self._attempt(unit, batches, title, images, shown)
             everything = gathered(own, len(self.inputs), batches, self.place, self.team, making)
             complete = self.team.share(everything is not None)

@@ -54,32 +54,30 @@ class Shown:
 
 
 class Gallery:
-    """The adversarial images of a unit as one file of numpy's per budget, written by all processes.
-
-    Raises:
-        StoreError: the files cannot be made.
-    """
+    """The adversarial images of a unit as one file of numpy's per budget, written by all processes."""
 
     def __init__(self, unit: Unit, place: Workspace, inputs: Split, team: Team, making: str) -> None:
         self._paths = {cell.course: gallery_path(place.gallery, cell.identity) for cell in unit.cells}
         self._parts = {course: images_part(path, making) for course, path in self._paths.items()}
         self._unit, self._team = unit, team
+        self._shape = (len(inputs), *inputs.shape)
         self._files: dict[Course, int] = {}
-        try:
-            self._open((len(inputs), *inputs.shape))
-        except StoreError:
-            self.close()
-            raise
-        self._start = np.lib.format.open_memmap(next(iter(self._parts.values())), mode="r").offset
+        self._start = 0
 
-    def _open(self, shape: tuple[int, ...]) -> None:
+    def open(self) -> None:
+        """Begin the files.
+
+        Raises:
+            StoreError: they cannot be written, or another job has taken the work over.
+        """
         for part in self._parts.values() if self._team.rank == 0 else ():
             with _writing(part):
                 part.parent.mkdir(parents=True, exist_ok=True)
-                np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
+                np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=self._shape).flush()
         self._team.barrier()
         for course, part in self._parts.items():
             with _writing(part):
+                self._start = np.lib.format.open_memmap(part, mode="r").offset
                 # Through a mapping, or open for reading as well, several machines would write each other's pages.
                 self._files[course] = os.open(part, os.O_WRONLY | os.O_DSYNC)
 
@@ -100,7 +98,7 @@ class Gallery:
         """Give the files their names, each beside what it is.
 
         Raises:
-            StoreError: another job has taken the work over.
+            StoreError: they cannot be written, or another job has taken the work over.
         """
         for course, path in self._paths.items():
             identity = self._unit.at(course)[0].identity
@@ -111,10 +109,8 @@ class Gallery:
                 "images": path.name,
             }
             write_text(path.with_suffix(".json"), json.dumps(what, indent=1) + "\n")
-            try:
+            with _writing(self._parts[course]):
                 self._parts[course].replace(path)
-            except FileNotFoundError:
-                raise taken_over(self._parts[course]) from None
         say(f"adversarial images: {', '.join(str(path) for path in self._paths.values())}")
 
     def close(self) -> None:
@@ -130,5 +126,7 @@ class Gallery:
 def _writing(part: Path) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise taken_over(part) from None
     except OSError as error:
         raise StoreError(f"{part} cannot be written: {error.strerror or error}") from None

@@ -131,7 +131,7 @@ def _check_models(models: Mapping[str, nn.Module], targets: Mapping[str, nn.Modu
 def in_memory(
     models: Mapping[str, nn.Module], inputs: Tensor | np.ndarray, labels: Tensor | np.ndarray
 ) -> tuple[TensorSplit, torch.device]:
-    """The examples as a split, and the device of the models; from now on float32 is exact.
+    """The examples as a split, and the device of the models, made exact (`make_exact`).
 
     Args:
         models: by name, all on one device.

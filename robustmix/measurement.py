@@ -229,8 +229,9 @@ def _check(
     for cell, column in zip(unit.cells, columns, strict=True):
         of = dict(zip(COLUMNS, column, strict=True))
         if not of["finite"].all():
+            where = "" if np.isnan(of["rounded"]).all() else " on the images, or on them rounded to 8 bits,"
             raise EvaluationError(
-                f"{unit.title}: in batch {owner[of['finite'].argmin()]} a logit of {cell.target.name} is NaN or "
+                f"{unit.title}: in batch {owner[of['finite'].argmin()]} a logit of {cell.target.name}{where} is NaN or "
                 "infinite; such an output is no prediction"
             )
         most = np.inf if cell.course.eps is None else to_pixels(cell.course.eps) * (1 + RELATIVE_ROUNDING) + ROUNDING

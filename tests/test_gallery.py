@@ -197,12 +197,20 @@ def test_damaged_images_are_computed_again(place: Workspace, capsys: pytest.Capt
 def killed(place: Workspace, plan: Plan) -> tuple[str, list[Path]]:
     """What a job leaves that was killed while it kept the images of a plan's attack: its claim's key, and files."""
     unit = plan.everything[1]
-    for file in Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))._files.values():
+    for file in opened(place, plan)._files.values():
         os.close(file)
     place.parts.mkdir(parents=True, exist_ok=True)
     dead = {**claims._self(), "started": -1}
     (place.parts / f"{unit.key}.claim").write_text(json.dumps(dead))
     return unit.key, sorted(place.gallery.glob(".*.part"))
+
+
+def opened(place: Workspace, plan: Plan) -> Gallery:
+    """The images of a plan's attack, begun."""
+    unit = plan.everything[1]
+    images = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    images.open()
+    return images
 
 
 @contextmanager
@@ -228,7 +236,7 @@ def test_a_full_disk_is_one_line_and_keeps_no_image(place: Workspace) -> None:
 def test_images_that_are_written_in_part_are_an_error(place: Workspace) -> None:
     plan = plan_of(place, ATTACKS[0], save_images=True)
     unit = plan.everything[1]
-    images = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    images = opened(place, plan)
     levels = torch.arange(40 * 64).view(40, 1, 8, 8).to(torch.uint8)
     images.keep(unit.courses[0], torch.arange(40), levels)
     with full_disk(2000), pytest.raises(StoreError, match=r"\.part cannot be written: File too large$"):
@@ -276,9 +284,9 @@ def test_parts_of_other_budgets_go_with_the_unit_that_is_computed_again(place: W
 def test_a_job_whose_work_was_taken_over_leaves_the_other_one_s_parts_alone(place: Workspace) -> None:
     plan = plan_of(place, ATTACKS[0], save_images=True)
     unit = plan.everything[1]
-    slow = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    slow = opened(place, plan)
     remove_parts(place, unit.key)
-    other = Gallery(unit, place, plan.inputs, Team(CPU), new_making(unit.key))
+    other = opened(place, plan)
     theirs = sorted(place.gallery.glob(".*.part"))
     with pytest.raises(StoreError, match="is gone: another job has taken the work over"):
         slow.finish(plan)

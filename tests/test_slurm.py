@@ -15,6 +15,7 @@ printf '%s ' "${0##*/}" "$@" >>"$LOG"
 if [[ $0 == *srun ]]; then printf 'threads=%s,%s ' "$OMP_NUM_THREADS" "$SRUN_CPUS_PER_TASK" >>"$LOG"; fi
 echo >>"$LOG"
 if [[ $0 == *srun ]]; then eval "$SRUN_DOES"; fi
+if [[ $1 == show ]]; then echo "$SCONTROL_SAYS"; fi
 """
 WAITS = """trap 'kill $!; echo ended >>"$LOG"; exit 143' TERM; sleep 600 & echo waits >>"$LOG"; wait"""
 
@@ -86,25 +87,28 @@ def test_a_job_whose_time_ends_ends_its_tasks_and_goes_back_to_the_queue(cluster
     ]
 
 
-def test_a_job_whose_tasks_slurm_terminates_goes_back_to_the_queue(cluster: Cluster) -> None:
-    (cluster.bin / "sleep").write_text("#!/bin/sh\n")
-    (cluster.bin / "sleep").chmod(0o755)
-    job = cluster.submit("run", "demo", srun_does="exit 143")
+PREEMPTED = "   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime=2026-01-02T03:04:06"
+LEFT_ALONE = "   PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime=None"
+
+
+def test_a_job_whose_tasks_are_terminated_before_a_preemption_goes_back_to_the_queue(cluster: Cluster) -> None:
+    job = cluster.submit("run", "demo", srun_does="exit 143", SCONTROL_SAYS=PREEMPTED)
     assert job.communicate(timeout=60)[1] == "Stopped by SLURM: job 42 goes back to the queue.\n"
     assert job.returncode == 0
-    assert cluster.calls()[-1] == "scontrol requeue 42"
+    assert cluster.calls()[-2:] == ["scontrol show job 42", "scontrol requeue 42"]
 
 
-@pytest.mark.parametrize("first", ["both", "tasks"])
-def test_a_job_that_is_cancelled_does_not_come_back(first: str, cluster: Cluster) -> None:
-    """SLURM terminates the tasks and the script, at once or one after the other."""
-    if first == "both":
-        job = waiting(cluster)
-        os.killpg(job.pid, signal.SIGTERM)
-    else:
-        (cluster.bin / "sleep").write_text("#!/bin/sh\nkill -TERM $PPID\n")
-        (cluster.bin / "sleep").chmod(0o755)
-        job = cluster.submit("run", "demo", srun_does="exit 143")
+def test_a_job_of_which_one_task_failed_and_the_others_were_terminated_does_not_come_back(cluster: Cluster) -> None:
+    job = cluster.submit("run", "demo", srun_does="exit 143", SCONTROL_SAYS=LEFT_ALONE)
+    job.communicate(timeout=60)
+    assert job.returncode == 143
+    assert cluster.calls()[-1] == "scontrol show job 42"
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(cluster: Cluster) -> None:
+    """SLURM terminates the tasks and the script."""
+    job = waiting(cluster)
+    os.killpg(job.pid, signal.SIGTERM)
     job.communicate(timeout=60)
     assert job.returncode == -signal.SIGTERM
     assert not any("requeue" in line for line in cluster.calls())

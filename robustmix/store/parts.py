@@ -15,7 +15,7 @@ def new_making(key: str) -> str:
     """What a job calls its files in the making of a unit: by the unit's key, but unlike any other job's.
 
     A job that was silent for long may go on beside the one that has taken its claim over. Neither reads what the other
-    writes, and it removes nothing of its successor's.
+    writes, and the old one removes nothing of the new one's.
 
     Args:
         key: that is claimed.
