@@ -47,7 +47,7 @@ class Job:
         attacks: names.
         eps: budgets, units of 1/255.
         step: length of a step in units of 1/255; None for eps / steps.
-        gradients: that one source cannot do without, per example.
+        gradients: that the attacks of one source cannot do without, each by itself, per example.
         images: to attack with the narrow and with the full network.
         turns: at most, with the narrow and with the full network.
     """
@@ -176,7 +176,9 @@ class Passes:
 
 @cache
 def unavoidable(size: str, name: str) -> dict[str, Passes]:
-    """The passes that nobody can do without, at the very points where our own attack takes them.
+    """The passes that no attack by itself can do without, at the very points where our own takes them.
+
+    FGSM's gradient is the first of I-FGSM's: each counts it, since each is computed, claimed and resumed by itself.
 
     Very sure networks have gradients so small that a CPU computes them more slowly, at some points more than at others:
     the same passes elsewhere would be another amount of work. Ours may take no more gradients than the job asks for;
