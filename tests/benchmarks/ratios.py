@@ -22,8 +22,6 @@ FIGURES: Final = {
     "ours / limit, bf16": ("ours, bf16", "limit, bf16"),
     "ours / ours compiled": ("ours", "ours, compiled"),
 }
-# Of one part, the seconds of a call over those of the networks' passes within it.
-WITHIN: Final = "ours / its own passes"
 CHANGED: Final = "largest change of an error by bf16"
 
 
@@ -38,7 +36,12 @@ def main(raw: Path, out: Path) -> None:
     for one in run["benchmarks"]:
         info = {"seconds": one["stats"]["min"], **one["extra_info"]}
         turns = jobs.setdefault((info["job"], info["size"]), {}).setdefault(info["part"], {})
-        turns[one["params"].get("turn", 0)] = info
+        turn = one["params"].get("turn", 0)
+        turns[turn] = info
+        if "limit" in info:
+            # Replayed within the same call, pass by pass.
+            limits = jobs[info["job"], info["size"]].setdefault(info["part"].replace("ours", "limit"), {})
+            limits[turn] = {**info, "seconds": info["limit"]}
     saved = []
     for (job, size), parts in jobs.items():
         figures = {
@@ -46,8 +49,6 @@ def main(raw: Path, out: Path) -> None:
             for name, (a, b) in FIGURES.items()
             if (both := parts.get(a, {}).keys() & parts.get(b, {}).keys())
         }
-        within = [info["seconds"] / info["passes"] for info in parts.get("ours", {}).values() if "passes" in info]
-        figures |= {WITHIN: median(within)} if within else {}
         images = next(iter(parts[next(iter(parts))].values()))["images"]
         bf16 = next(iter(parts.get("ours, bf16", {}).values()), {})
         changed = {CHANGED: bf16["changed"]} if "changed" in bf16 else {}
@@ -58,7 +59,7 @@ def main(raw: Path, out: Path) -> None:
     print(f"{machine['cpu']}, {machine['threads']} threads; medians of the ratios of each turn")
     for _, group in groupby(saved, key=lambda row: sorted(name for name in row if name.split(" / ")[0] in PEERS)):
         rows = list(group)
-        columns = [name for name in (*FIGURES, WITHIN, CHANGED) if any(name in row for row in rows)]
+        columns = [name for name in (*FIGURES, CHANGED) if any(name in row for row in rows)]
         print()
         print(markdown(["job, network", *columns], [_cells(row, columns) for row in rows]))
 
