@@ -66,7 +66,7 @@ def transfer_matrix(
         eps: budgets, pixel units.
         steps: of the iterated attacks.
         step_size: of the iterated attacks, pixel units; eps / steps if not given (for ``pgd`` 2.5 times that).
-        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        loss: to maximise: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         batch_size: examples per batch, 256 if not given; halved for all cells where memory runs out, so that all can be
             compared.
         targets: that are scored, by name; the models if not given. A target that is one of the models is attacked in

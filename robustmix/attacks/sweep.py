@@ -29,7 +29,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, loss: str = "ce", n
         x: inputs [B, ...], float32 or float64, in [0, 1], on the model's device.
         y: true labels, int64 [B].
         eps: budget, pixel units (``4/255``).
-        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        loss: to maximise: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budget, ``linf`` or ``l2``; in L2 the step is along the gradient over its length.
 
     Returns:
@@ -61,7 +61,7 @@ def ifgsm(
         eps: budget, pixel units (``4/255``).
         steps: number of gradients.
         step_size: length of a step, pixel units; eps / steps if not given (Zhang et al. 2018, "equal step size").
-        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        loss: to maximise: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budget, ``linf`` or ``l2``.
 
     Returns:
@@ -144,7 +144,7 @@ def sweep(
         steps: gradients per budget of the iterated attacks.
         step_size: length of a step of the iterated attacks, pixel units; if not given, each budget's eps / steps, and
             for ``pgd`` 2.5 times that.
-        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        loss: to maximise: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         norm: of the budgets, ``linf`` or ``l2``.
         restarts: of ``pgd`` and of the baselines: random starts, of which each example keeps the worst.
         decay: of the momentum of ``mifgsm``, from 0 to 2.

@@ -43,7 +43,7 @@ class Victim:
     Args:
         model: maps inputs [B, ...] to logits [B, K].
         labels: int64 [B]; None for those that the model predicts where it is first looked at.
-        loss: name of the loss that is ascended.
+        loss: name of the loss to maximise.
         trusted: whether the caller keeps the model frozen and has made sure that the labels are its classes; finding
             out at every gradient would take a hundredth of a small network's passes.
         stack: points that may share a pass of the model where gradients are taken at several. Faster where batches are

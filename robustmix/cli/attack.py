@@ -40,20 +40,21 @@ class How:
 
     Attributes:
         eps: Budgets, in units of 1/255: 4, or 0.5/255 for half of one [default: the data set's sweep].
-        norm: Of the budgets [default: linf; l2 for deepfool, cw, hopskipjump].
-        loss: That is ascended; only ce saturates [default: ce].
-        steps: Iterations [default: 10; 50 for deepfool, 1000 for cw, 64 for hopskipjump, also where other attacks stand
-            beside them].
-        step_size: Of an iteration: a length in units of 1/255, eps/steps, 2.5eps/steps, or kurakin, which is min(eps +
-            4, 1.25 eps) iterations of 1/255 [default: eps/steps; 2.5eps/steps for pgd].
-        restarts: Random starts of pgd, signs and noise, of which each example keeps the worst [default: 1].
-        decay: Of the momentum of mifgsm, from 0 to 2 [default: 1].
-        queries: Of square, per example [default: 5000].
-        labels: Move away from the true labels, or from those that the source predicted; the error is always against the
-            truth [default: true].
-        seed: Of random starts, baselines and other libraries' attacks [default: 0].
-        precision: Of the passes that craft; scoring is always in float32 [default: 32].
-        impl: Whose fgsm, ifgsm and pgd [default: robustmix].
+        norm: Norm in which budgets are measured [default: linf; l2 for deepfool, cw, hopskipjump].
+        loss: Loss to maximise. Where a network is very sure, the gradient of ce vanishes; those of the others do not
+            [default: ce].
+        steps: Number of iterations [default: 10; 50 for deepfool, 1000 for cw, 64 for hopskipjump, which keep theirs
+            beside attacks that take it too].
+        step_size: Length of an iteration: in units of 1/255, eps/steps, 2.5eps/steps, or kurakin, which is min(eps + 4,
+            1.25 eps) iterations of 1/255 [default: eps/steps; 2.5eps/steps for pgd].
+        restarts: Random starts of pgd, signs and noise; the worst result per example is kept [default: 1].
+        decay: Decay factor of mifgsm's momentum, from 0 to 2 [default: 1].
+        queries: Query budget of square, per example [default: 5000].
+        labels: Attack the true label, or the one that the source predicts without an attack; errors are always counted
+            against the true one [default: true].
+        seed: Seed of random starts, signs, noise and other libraries' attacks [default: 0].
+        precision: Precision while crafting; scoring is always in float32 [default: 32].
+        impl: Whose code makes fgsm, ifgsm and pgd [default: robustmix].
         compile: Compile the models (on a GPU as CUDA graphs) and let budgets share small passes: faster after about a
             minute per network, and a few signs may flip.
     """

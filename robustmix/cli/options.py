@@ -25,7 +25,7 @@ class Place:
 
     Attributes:
         workspace: The folder with runs, results and reports [default: ROBUSTMIX_WORKSPACE, else the current folder].
-        quiet: No progress, no remarks.
+        quiet: No progress and no messages; errors are still shown.
     """
 
     workspace: Annotated[Path | None, Parameter(show_default=False)] = None
@@ -57,8 +57,8 @@ class Cluster:
     """Data and work beyond one process.
 
     Attributes:
-        devices: Processes on each machine, one per device; torchrun's and SLURM's are joined by themselves.
-        nodes: Machines.
+        devices: Processes per machine, one per device. Leave it out under torchrun and srun, which say it themselves.
+        nodes: Number of machines.
         stream: Read images from their folder batch by batch even if they fit into memory.
         workers: Processes that read streamed images.
     """

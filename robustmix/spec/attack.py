@@ -138,7 +138,7 @@ class AttackSpec(Spec):
             Wagner 2017, L2) and ``hopskipjump`` (Chen et al. 2020), which look for the smallest perturbation.
         eps: budgets, units of 1/255; the data set's own sweep if not set.
         norm: of the budget; if not set ``linf``, for the attacks that look for the smallest perturbation ``l2``.
-        loss: that is ascended: ``ce``, ``logodds``, ``margin`` or ``dlr``.
+        loss: to maximise: ``ce``, ``logodds``, ``margin`` or ``dlr``.
         steps: iterations; 10 if not set, 50 for ``deepfool``, 1,000 for ``cw``, 64 for ``hopskipjump``.
         step: length of one iteration in units of 1/255, or a rule: ``eps/steps``, a multiple of it, or ``kurakin``,
             min(eps + 4, 1.25 eps) steps of 1/255 (Kurakin et al. 2017). If not set, ``eps/steps`` (Zhang et al. 2018);

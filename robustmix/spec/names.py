@@ -73,7 +73,6 @@ LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 DATA: Final[tuple[DataName, ...]] = get_args(DataName)
 DATA_CHOICES: Final = f"{', '.join(DATA)}, imagenet:PATH, folder:NAME_OR_PATH, npz:PATH"
 MODEL_PACKAGES: Final[tuple[ModelPackage, ...]] = get_args(ModelPackage)
-MODEL_CHOICES: Final = f"{', '.join(MODELS)}, torchvision:NAME, timm:NAME"
 DROPS: Final[tuple[Drop, ...]] = get_args(Drop)
 
 ALIASES: Final = {

@@ -77,13 +77,8 @@ class AuditRecord(Spec):
     @property
     def verdict(self) -> Verdict:
         """The worst of ``fail``, ``warn`` and ``pass``; findings and what was not run count as passed."""
-        return worst_verdict(self.tests)
-
-
-def worst_verdict(tests: tuple[AuditTest, ...]) -> Verdict:
-    """The worst of ``fail``, ``warn`` and ``pass``; findings and what was not run count as passed."""
-    found = {test.verdict for test in tests}
-    return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+        found = {test.verdict for test in self.tests}
+        return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
 
 
 def write_audit(folder: Path, record: AuditRecord) -> Path:

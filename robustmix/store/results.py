@@ -14,17 +14,8 @@ from robustmix.stats import wilson
 from robustmix.store.cells import Cell, CellIdentity
 from robustmix.units import to_pixels
 
-COLUMNS: Final = (
-    "data",
-    "source",
-    "target",
-    "source_method",
-    "target_method",
-    "source_group",
-    "target_group",
-    "source_seed",
-    "target_seed",
-    "role",
+# What together says which attack was made, at which budget.
+ATTACK_COLUMNS: Final = (
     "attack",
     "norm",
     "loss",
@@ -38,6 +29,19 @@ COLUMNS: Final = (
     "precision",
     "impl",
     "compiled",
+)
+COLUMNS: Final = (
+    "data",
+    "source",
+    "target",
+    "source_method",
+    "target_method",
+    "source_group",
+    "target_group",
+    "source_seed",
+    "target_seed",
+    "role",
+    *ATTACK_COLUMNS,
     "library",
     "n",
     "initially_correct",
@@ -57,23 +61,6 @@ COLUMNS: Final = (
     "forward",
     "backward",
 )
-# What together says which attack was made, at which budget.
-ATTACK_COLUMNS: Final = (
-    "attack",
-    "norm",
-    "loss",
-    "steps",
-    "step_255",
-    "eps_255",
-    "restarts",
-    "labels",
-    "seed",
-    "options",
-    "precision",
-    "impl",
-    "compiled",
-)
-
 ROLES: Final = ("clean", "white", "transfer")
 # Only somebody else's model has it in its name: ``torchvision:resnet50``, ``net.py:make``.
 FOREIGN_MARK: Final = ":"

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from robustmix.errors import CheckpointError, RobustmixError, SpecError, StoreError
 from robustmix.spec.names import unknown
 from robustmix.spec.recipe import Recipe, load_recipe_fields
-from robustmix.spec.suite import Suite, match_runs
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.workspace import Workspace
 
@@ -182,19 +181,6 @@ def finished_run(workspace: Workspace, name: str) -> Run:
             f"{run.recipe.command(name)}"
         )
     return run
-
-
-def suite_runs(workspace: Workspace, suite: Suite) -> tuple[list[str], list[str], dict[str, Run]]:
-    """Names of a suite's sources and targets, and the runs by name.
-
-    Raises:
-        SpecError: a name matches no run.
-        CheckpointError: a run has not finished.
-    """
-    names, own = run_names(workspace), tuple(suite.runs())
-    sources = match_runs(suite.sources or own, names, "run")
-    targets = match_runs(suite.targets or suite.sources or own, names, "run")
-    return sources, targets, {name: finished_run(workspace, name) for name in dict.fromkeys([*sources, *targets])}
 
 
 def common_data(sources: Iterable[Run]) -> str:
