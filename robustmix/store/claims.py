@@ -19,6 +19,8 @@ from robustmix.errors import StoreError
 HEARTBEAT = 10.0
 STALE = 60.0
 GONE = 86_400.0
+# No system numbers its processes so high, and `os.kill` takes no larger one.
+PIDS = 2**31
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
         True if it is claimed now, False if another job has it.
 
     Raises:
-        StoreError: the folder cannot be written.
+        StoreError: the folder cannot be written, or a folder stands where the claim belongs.
     """
     path = _path(folder, key)
     try:
@@ -49,6 +51,10 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
         handle = _create(path)
         if handle is None and _abandoned(path, STALE):
             handle = _take_over(path)
+    except IsADirectoryError as error:
+        raise StoreError(
+            f"{error.filename} is a folder in a claim's place, which keeps all from it: remove it"
+        ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
     if handle is None:
@@ -61,10 +67,7 @@ def claim(folder: Path, key: str) -> Iterator[bool]:
         yield True
     finally:
         released.set()
-        with suppress(OSError):
-            os.ftruncate(handle, 0)  # if it cannot be removed, it grows stale, although this process lives
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                path.unlink()
+        _withdraw(path, handle)
         # Last, since a file system that stalls may keep the heart for long, and Ctrl-C end the wait for it.
         heart.join()
         os.close(handle)
@@ -77,7 +80,7 @@ def forsaken(folder: Path) -> list[str]:
     only suspended has longer.
     """
     with suppress(OSError):  # a folder that cannot be written tells no time
-        return [path.stem for path in sorted(folder.glob("*.claim")) if _abandoned(path, GONE)]
+        return [path.stem for path in sorted(folder.glob("*.claim")) if path.is_file() and _abandoned(path, GONE)]
     return []
 
 
@@ -92,11 +95,10 @@ def untouched(folder: Path, pattern: str) -> list[Path]:
 
 def holder(folder: Path, key: str) -> str | None:
     """Who has claimed a piece of work, as ``HOST, process 123``; None if nobody has."""
-    try:
-        claimed = json.loads(_path(folder, key).read_bytes())
-        return f"{claimed['host']}, process {claimed['pid']}"
-    except (OSError, ValueError):  # none, or not written yet
-        return None
+    with suppress(OSError):  # none
+        if claimed := _read(_path(folder, key).read_bytes()):
+            return f"{claimed['host']}, process {claimed['pid']}"
+    return None
 
 
 def _path(folder: Path, key: str) -> Path:
@@ -109,9 +111,23 @@ def _create(path: Path) -> int | None:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return None
-    os.write(handle, json.dumps(_self()).encode())
-    os.utime(handle)
+    try:
+        os.write(handle, json.dumps(_self()).encode())
+        os.utime(handle)
+    except BaseException:
+        _withdraw(path, handle)
+        os.close(handle)
+        raise
     return handle
+
+
+def _withdraw(path: Path, handle: int) -> None:
+    """Remove a claim of this job, unless its name is another job's by now."""
+    with suppress(OSError):
+        os.ftruncate(handle, 0)  # if it cannot be removed, it grows stale, although this process lives
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            path.unlink()
 
 
 def _beat(handle: int, released: threading.Event) -> None:
@@ -122,17 +138,32 @@ def _beat(handle: int, released: threading.Event) -> None:
 
 
 def _abandoned(path: Path, patience: float) -> bool:
-    """Whether the job that made a claim has died or, where that cannot be seen, is silent for so many seconds."""
+    """Whether the job that made a claim has died or, where that cannot be seen, is silent for so many seconds.
+
+    Raises:
+        IsADirectoryError: it is a folder, which nobody ever releases.
+    """
     try:
         with path.open("rb") as file:  # opening makes NFS ask the server
-            claimed, touched = file.read(), os.fstat(file.fileno()).st_mtime
+            claimed, touched = _read(file.read()), os.fstat(file.fileno()).st_mtime
+    except IsADirectoryError:
+        raise
     except OSError:  # released in this moment
         return False
-    with suppress(ValueError):  # not written yet
-        lives = _lives(json.loads(claimed))
-        if lives is not None:
-            return not lives
+    lives = _lives(claimed) if claimed else None
+    if lives is not None:
+        return not lives
     return _now(path.parent) - touched > patience
+
+
+def _read(content: bytes) -> dict[str, Any] | None:
+    """What a claim says, as `_self` has it; None if it is not written yet, or says something else."""
+    with suppress(ValueError, RecursionError):
+        claimed: dict[str, Any] = json.loads(content)
+        match claimed:
+            case {"host": str(), "pid": int(pid), "started": int() | None, "realm": str() | None} if 0 < pid < PIDS:
+                return claimed
+    return None
 
 
 def _take_over(path: Path) -> int | None:
