@@ -1,5 +1,6 @@
 """Files of a workspace: whole or absent, cells that are what their names promise, and the table made of them."""
 
+import errno
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import Call
 
 from robustmix.errors import CheckpointError, RobustmixError, SpecError, StoreError
 from robustmix.spec.recipe import Recipe
@@ -29,6 +31,8 @@ from robustmix.store.cells import (
     Cell,
     CellFacts,
     CellIdentity,
+    DamagedError,
+    MissingError,
     _sealed,
     cell_path,
     clean_identity,
@@ -387,6 +391,107 @@ def test_cell_is_trusted_only_if_it_is_whole(tmp_path: Path) -> None:
     cut(cell_path(tmp_path, CELL.identity))
     assert trusted_cell(tmp_path, CELL.identity) is None
     assert names(tmp_path) == [f"{CELL.key}.damaged"]
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [cut, overwrite, empty, change_a_prediction, drop_a_column, a_folder])
+def test_what_a_cell_holds_is_the_only_damage(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    path = cell_path(tmp_path, CELL.identity)
+    with pytest.raises(MissingError, match="it is missing"):
+        read_cell(path)
+    write_cell(tmp_path, CELL)
+    spoil(path)
+    with pytest.raises(DamagedError):
+        read_cell(path)
+    assert read_cells(tmp_path) == []
+    assert names(tmp_path) == [f"{CELL.key}.damaged"]
+
+
+REFUSALS = (errno.EMFILE, errno.ESTALE, errno.EIO, errno.EACCES)
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_cell_that_the_system_does_not_let_be_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refused(self: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(self))
+
+    write_cell(tmp_path, CELL)
+    path = cell_path(tmp_path, CELL.identity)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        for read in (
+            lambda: read_cell(path),
+            lambda: read_cells(tmp_path),
+            lambda: trusted_cell(tmp_path, CELL.identity),
+        ):
+            with pytest.raises(StoreError) as caught:
+                read()
+            assert str(caught.value) == f"{path} cannot be read: {os.strerror(number)}"
+    assert capsys.readouterr().err == ""
+    assert read_cells(tmp_path) == [CELL]
+
+
+def test_cell_that_may_not_be_looked_for_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, **_: Any) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    write_cell(tmp_path, CELL)
+    monkeypatch.setattr(Path, "stat", refused)
+    assert trusted_cell(tmp_path, CELL.identity) == CELL, "a single look, so that nothing changes in between"
+
+
+def test_folder_of_cells_that_the_system_does_not_let_be_read_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path) -> Iterator[Path]:
+        raise OSError(errno.EMFILE, "Too many open files", str(self))
+
+    assert read_cells(tmp_path / "nowhere") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file cannot be read: Not a directory$"):
+        read_cells(tmp_path / "file")
+    write_cell(tmp_path, CELL)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(StoreError) as caught:
+        read_cells(tmp_path)
+    assert str(caught.value) == f"{tmp_path} cannot be read: Too many open files"
+
+
+def test_cell_that_another_job_sets_aside_in_this_moment_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cell(tmp_path, CELL)
+    gone = attacked(eps_255=32.0)
+    (tmp_path / f"{gone.key()}.parquet").symlink_to("nowhere")
+    assert read_cells(tmp_path) == [CELL]
+    assert trusted_cell(tmp_path, gone) is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", ["results", "report"])
+def test_verb_that_may_not_read_a_cell_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, verb: str
+) -> None:
+    def refused(self: Path) -> bytes:
+        if self.suffix == ".parquet":
+            raise OSError(errno.EMFILE, "Too many open files", str(self))
+        return real(self)
+
+    real, place = Path.read_bytes, Workspace(tmp_path)
+    for each in (CELL, CLEAN_MIXUP, CLEAN_ERM):
+        write_cell(place.cells, each)
+    before = names(place.cells)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    done = call(verb)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.endswith(".parquet cannot be read: Too many open files\n")
+    assert names(place.cells) == before
 
 
 @pytest.mark.parametrize("digest", [True, False])

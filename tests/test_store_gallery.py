@@ -1,5 +1,8 @@
 """A few images of every unit, clean and adversarial, as files."""
 
+import errno
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 from synthetic import INPUTS
 
 from robustmix.errors import StoreError
-from robustmix.store.cells import CellIdentity, gallery_path
+from robustmix.store.cells import CellIdentity, DamagedError, gallery_path
 from robustmix.store.gallery import (
     Examples,
     examples_path,
@@ -148,6 +151,46 @@ def test_damaged_examples_that_cannot_be_set_aside_are_a_warning(
     assert err.count("\n") == 1
 
 
+REFUSALS = (errno.EMFILE, errno.ESTALE, errno.EIO, errno.EACCES)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """From now on the system does not let a file be opened."""
+    real = io.open
+
+    def opened(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file) == str(path):
+            raise OSError(number, os.strerror(number), str(file))
+        return real(file, *args, **kwargs)
+
+    for module in ("io.open", "builtins.open"):
+        monkeypatch.setattr(module, opened)
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_examples_that_the_system_does_not_let_be_read_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    path = write_examples(tmp_path, identity(), examples())
+    with monkeypatch.context() as patch:
+        refuse(patch, path, number)
+        for read in (read_examples, trusted_examples):
+            with pytest.raises(StoreError) as caught:
+                read(tmp_path, identity())
+            assert str(caught.value) == f"examples {path} cannot be read: {os.strerror(number)}"
+            assert not isinstance(caught.value, DamagedError)
+    assert capsys.readouterr().err == ""
+    assert trusted_examples(tmp_path, identity()) is not None
+
+
+def test_a_folder_in_the_place_of_examples_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = examples_path(tmp_path, identity())
+    path.mkdir()
+    assert trusted_examples(tmp_path, identity()) is None
+    assert [one.name for one in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert "it is a folder; it is set aside" in capsys.readouterr().err
+
+
 # ---- all images ------------------------------------------------------------------------------------------
 
 IMAGES = np.arange(20 * 3 * 5 * 5, dtype=np.uint8).reshape(20, 3, 5, 5)
@@ -192,3 +235,26 @@ def test_damaged_images_are_set_aside(
     assert err.count("\n") == 1
     assert not has_images(tmp_path, identity(), 20), "another job may have set it aside"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_images_that_the_system_does_not_let_be_read_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    path = gallery_path(tmp_path, identity())
+    np.save(path, IMAGES)
+    with monkeypatch.context() as patch:
+        refuse(patch, path, number)
+        with pytest.raises(StoreError) as caught:
+            has_images(tmp_path, identity(), 20)
+    assert str(caught.value) == f"{path} cannot be read: {os.strerror(number)}"
+    assert capsys.readouterr().err == ""
+    assert has_images(tmp_path, identity(), 20)
+
+
+def test_a_folder_in_the_place_of_images_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gallery_path(tmp_path, identity())
+    path.mkdir()
+    assert not has_images(tmp_path, identity(), 20)
+    assert [one.name for one in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    assert "(IsADirectoryError); it is set aside" in capsys.readouterr().err

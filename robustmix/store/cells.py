@@ -246,6 +246,14 @@ def write_cell(folder: Path, cell: Cell) -> None:
     write_atomically(cell_path(folder, cell.identity), lambda file: file.write(_sealed(content.getvalue())))
 
 
+class DamagedError(StoreError):
+    """A file whose content is not what it should be: the only reason to set one aside."""
+
+
+class MissingError(StoreError):
+    """A file that is not there, or no longer."""
+
+
 class OtherVersionError(StoreError):
     """A cell that another version of robustmix wrote: neither damaged nor of use here."""
 
@@ -254,27 +262,37 @@ def read_cell(path: Path) -> Cell:
     """Read a cell and check that it is the one that its name promises, to the last bit.
 
     Raises:
-        StoreError: it is damaged, of another schema, or stands under another cell's name.
+        MissingError: it is not there.
+        DamagedError: it is damaged, of another schema, or stands under another cell's name.
+        OtherVersionError: another version of robustmix wrote it.
+        StoreError: the system does not let it be read, which says nothing of what it holds.
     """
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingError(f"{path} is no cell that can be read: it is missing") from None
+    except IsADirectoryError:
+        raise DamagedError(f"{path} is no cell that can be read: it is a folder") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
         # As one file: `read_table` takes twice as long and reads ``key=value`` parts of the folder's name as columns.
         with pq.ParquetFile(io.BytesIO(content)) as file:
             metadata = file.metadata.metadata or {}
             digest = metadata.get(b"robustmix.sha256")
             if digest is not None and not _is_whole(content, digest):
-                raise StoreError(f"{path} is damaged: it does not have the SHA-256 that it names")
+                raise DamagedError(f"{path} is damaged: it does not have the SHA-256 that it names")
             if json.loads(metadata[b"robustmix.identity"]).get("version") != VERSION:
                 raise OtherVersionError(f"{path} was written by another version of robustmix")
             if digest is None:
-                raise StoreError(f"{path} names no SHA-256 that it could be checked by")
+                raise DamagedError(f"{path} names no SHA-256 that it could be checked by")
             rows = file.read()
         identity = CellIdentity.model_validate_json(metadata[b"robustmix.identity"])
         facts = CellFacts.model_validate_json(metadata[b"robustmix.facts"])
-    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"{path} is no cell that can be read ({type(error).__name__})") from None
+    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:  # OSError: as Arrow has it
+        raise DamagedError(f"{path} is no cell that can be read ({type(error).__name__})") from None
     if identity.key() != path.stem or rows.schema != ROWS:
-        raise StoreError(f"{path} does not hold the cell that its name promises")
+        raise DamagedError(f"{path} does not hold the cell that its name promises")
     return Cell(identity, facts, rows.replace_schema_metadata(None))
 
 
@@ -291,10 +309,14 @@ def _is_whole(content: bytes, digest: bytes) -> bool:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells of a folder, in the order of their keys; damaged ones are set aside with a message."""
+    """All cells of a folder, in the order of their keys; damaged ones are set aside with a message.
+
+    Raises:
+        StoreError: the system does not let the folder or a cell be read, or a damaged one cannot be set aside.
+    """
     found = []
     others = 0
-    for path in sorted(folder.glob("*.parquet")):
+    for path in _files(folder):
         try:
             cell = _trusted(path)
         except OtherVersionError:
@@ -308,16 +330,29 @@ def read_cells(folder: Path) -> list[Cell]:
 
 
 def trusted_cell(folder: Path, identity: CellIdentity) -> Cell | None:
-    """A cell if it is there and whole; a damaged one is set aside with a message, and counts as missing."""
-    path = cell_path(folder, identity)
-    return _trusted(path) if path.exists() else None
+    """A cell if it is there and whole; a damaged one is set aside with a message, and counts as missing.
+
+    Raises:
+        StoreError: the system does not let it be read, or a damaged one cannot be set aside.
+    """
+    return _trusted(cell_path(folder, identity))
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        # By hand: `glob` takes a folder that may not be read for an empty one.
+        return sorted(path for path in folder.iterdir() if path.suffix == ".parquet")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror or error}") from None
 
 
 def _trusted(path: Path) -> Cell | None:
     try:
         return read_cell(path)
-    except OtherVersionError:
-        raise
-    except StoreError as error:
-        set_aside(path, path.with_suffix(".damaged"), error)
+    except MissingError:
+        return None
+    except DamagedError as damage:
+        set_aside(path, path.with_suffix(".damaged"), damage)
         return None

@@ -4,6 +4,7 @@ They are kept whenever a unit is computed; all adversarial images only where som
 (`robustmix.gallery.Gallery`). One file of numpy's per unit and budget, which all targets share.
 """
 
+import io
 import struct
 import tokenize
 import zipfile
@@ -17,14 +18,15 @@ import numpy as np
 from robustmix.errors import StoreError
 from robustmix.progress import say
 from robustmix.store.atomic import set_aside, write_atomically
-from robustmix.store.cells import CellIdentity, gallery_path
+from robustmix.store.cells import CellIdentity, DamagedError, gallery_path
 
 # As many examples of a unit as are kept at each budget.
 KEPT: Final = 8
 # What numpy, zipfile and zlib raise of a file that is not what it was; NotImplementedError and other kinds of
-# RuntimeError are of packings that were never used, MemoryError of a shape that was never written.
+# RuntimeError are of packings that were never used, MemoryError of a shape that was never written. Of the system's
+# errors only that of a folder: what it does not let be read may be whole.
 DAMAGED: Final = (
-    OSError,
+    IsADirectoryError,
     LookupError,
     EOFError,
     ValueError,
@@ -79,31 +81,41 @@ def read_examples(folder: Path, identity: CellIdentity) -> Examples | None:
     """Read the examples of a cell's unit at its budget; None where none were kept.
 
     Raises:
-        StoreError: the file is damaged.
+        DamagedError: the file is damaged.
+        StoreError: the system does not let it be read, which says nothing of what it holds.
     """
     path = examples_path(folder, identity)
     try:
-        # Opened by hand: numpy leaves a file open that is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            examples = Examples(**{field.name: arrays[field.name] for field in fields(Examples)})
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except DAMAGED as error:
-        raise StoreError(f"{path} holds no examples that can be read ({type(error).__name__})") from None
+    except IsADirectoryError:
+        raise DamagedError(f"{path} holds no examples that can be read: it is a folder") from None
+    except OSError as error:
+        raise StoreError(f"examples {path} cannot be read: {error.strerror or error}") from None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            examples = Examples(**{field.name: arrays[field.name] for field in fields(Examples)})
+    except (OSError, *DAMAGED) as error:  # OSError: as bz2 has it
+        raise DamagedError(f"{path} holds no examples that can be read ({type(error).__name__})") from None
     count, shape = len(examples.index), examples.clean.shape
     kinds = [array.dtype for array in (examples.index, examples.clean, examples.adversarial)]
     if kinds != [np.int32, np.uint8, np.uint8] or examples.adversarial.shape != shape or shape[:1] != (count,):
-        raise StoreError(f"{path} does not hold as many clean images as adversarial ones")
+        raise DamagedError(f"{path} does not hold as many clean images as adversarial ones")
     if len(shape) != 4 or shape[1] not in CHANNELS:
-        raise StoreError(f"{path} holds inputs of shape {list(shape[1:])}, which are no images")
+        raise DamagedError(f"{path} holds inputs of shape {list(shape[1:])}, which are no images")
     return examples
 
 
 def trusted_examples(folder: Path, identity: CellIdentity) -> Examples | None:
-    """Read the examples of a cell's unit; damaged ones are set aside with a message, and count as not kept."""
+    """Read the examples of a cell's unit; damaged ones are set aside with a message, and count as not kept.
+
+    Raises:
+        StoreError: the system does not let the file be read.
+    """
     try:
         return read_examples(folder, identity)
-    except StoreError as damage:
+    except DamagedError as damage:
         path = examples_path(folder, identity)
         try:
             set_aside(path, path.with_suffix(".npz.damaged"), damage)
@@ -123,7 +135,7 @@ def has_images(folder: Path, identity: CellIdentity, count: int) -> bool:
         count: as many images as there must be.
 
     Raises:
-        StoreError: a damaged file cannot be set aside.
+        StoreError: the system does not let the file be read, or a damaged one cannot be set aside.
     """
     path = gallery_path(folder, identity)
     try:
@@ -133,10 +145,12 @@ def has_images(folder: Path, identity: CellIdentity, count: int) -> bool:
         return False
     except DAMAGED as error:
         damage = f"holds no images that can be read ({type(error).__name__})"
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
     else:
         complete = size == images.offset + images.nbytes
         if complete and images.dtype == np.uint8 and images.shape[:1] == (count,):
             return True
         damage = f"does not hold {count} images"
-    set_aside(path, path.with_suffix(".npy.damaged"), StoreError(f"{path} {damage}"))
+    set_aside(path, path.with_suffix(".npy.damaged"), DamagedError(f"{path} {damage}"))
     return False
