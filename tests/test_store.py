@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -610,6 +611,40 @@ def test_smallest_perturbations_have_a_median_in_place_of_a_budget() -> None:
         )
         assert table["eps_255"].isna().tolist() == [False, True, True]
         assert table["delta_max"].isna().all()
+
+
+def test_json_keeps_every_digit_and_tells_infinite_from_not_applicable(tmp_path: Path, call: Call) -> None:
+    changes = {"attack": "deepfool", "norm": "l2", "eps_255": None, "steps": 50, "step_255": 1 / 3}
+    place = Workspace(tmp_path)
+    failing, working = [0, 1, 9, 9, 4, 9, 9, 7], [9] * 8
+    for predictions, step in ((failing, 1 / 3), (working, 2 / 3)):
+        identity = attacked(source=MIXUP, **{**changes, "step_255": step})
+        write_cell(place.cells, cell(identity, LABELS, predictions, norm=[0.1] * 8))
+    write_cell(place.cells, CLEAN_MIXUP)
+    write_cell(place.cells, cell(attacked(attack="mifgsm", options={"decay": 1 / 7}), LABELS, LABELS))
+    table = results_table(read_cells(place.cells), [], unnamed=True)
+    done = call("results", "--format", "json", "--all")
+    assert done.code == 0, done.err
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(done.out, parse_constant=refused)
+    assert [list(row) for row in found] == [list(COLUMNS)] * 4
+    for row, expected in zip(found, table.to_dict("records"), strict=True):
+        for column, value in expected.items():
+            if isinstance(value, float) and np.isinf(value):
+                assert row[column] == "inf"
+            elif not isinstance(value, dict) and pd.isna(value):
+                assert row[column] is None
+            else:
+                assert (row[column], type(row[column])) == (value, type(value)), column
+    by_step = {row["step_255"]: row["norm_median_255"] for row in found if row["attack"] == "deepfool"}
+    assert by_step == {1 / 3: "inf", 2 / 3: float(np.float32(0.1)) * 255}
+    assert [row["norm_median_255"] for row in found if row["attack"] != "deepfool"] == [None, None]
+    assert [row["options"] for row in found if row["attack"] == "mifgsm"] == [{"decay": 1 / 7}]
+    (tmp_path / "empty").mkdir()
+    assert json.loads(call("results", "--format", "json", cwd=tmp_path / "empty").out) == []
 
 
 def test_row_of_clean_predictions() -> None:

@@ -1,11 +1,16 @@
 """``robustmix results``."""
 
+import json
+import math
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from robustmix.cli.options import Flag, Place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULTS = Place()
 
@@ -22,7 +27,8 @@ def results(
     the cell was computed in, which all budgets and targets of one source and attack share.
 
     Args:
-        format: csv and json have every column, rates as fractions; latex is a table with booktabs for each data set.
+        format: csv and json have every column, rates as fractions, and json the text "inf" where a median is infinite,
+            null where nothing applies; latex is a table with booktabs for each data set.
         all: Also cells of weights that have been replaced since, under their digest.
     """
     workspace = place.enter()
@@ -37,7 +43,7 @@ def results(
     if format == "csv":
         table.to_csv(sys.stdout, index=False)
     elif format == "json":
-        print(table.to_json(orient="records", indent=1))
+        print(_json(table))
     elif format == "markdown":
         columns = tables.result_columns(table)
         print(tables.markdown(list(columns), list(zip(*columns.values(), strict=True))))
@@ -47,3 +53,16 @@ def results(
         print(latex(table))
     else:
         tables.print_results(table)
+
+
+def _json(table: "pd.DataFrame") -> str:
+    """The rows to the last digit; by hand, since pandas rounds to ten and writes null for infinite as well."""
+    import pandas as pd
+
+    def plain(value: Any) -> Any:
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return None
+        return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+    rows = [{column: plain(value) for column, value in row.items()} for row in table.to_dict("records")]
+    return json.dumps(rows, indent=1, allow_nan=False)
