@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from families import network
 from synthetic import INPUTS, RUNS, N, add_run, identities, make_cell
 
 from robustmix.errors import SpecError, StoreError
 from robustmix.report import collect, load
+from robustmix.report.effects import effects
 from robustmix.report.evidence import EVIDENCE, EXAMPLES
+from robustmix.report.material import Material
+from robustmix.report.methods_text import paragraphs
+from robustmix.report.naming import shown_names
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, AuditTest, write_audit
 from robustmix.store.cells import CellIdentity, clean_identity, read_cells, write_cell
 from robustmix.store.gallery import Examples, examples_path, read_examples, write_examples
+from robustmix.store.results import ForeignModel
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 
@@ -141,6 +147,99 @@ def test_no_cell_is_read_again_for_the_examples(place: Workspace, monkeypatch: p
 
     monkeypatch.setattr("robustmix.report.material.load_cells", refuse)
     assert copied(collect(place, "r"))
+
+
+# ---- one network under several names -------------------------------------------------------------------------
+
+
+def copy_run(place: Workspace, name: str, *copies: str) -> None:
+    for copy in copies:
+        shutil.copytree(place.run(name), place.run(copy))
+
+
+def asked(**changes: Any) -> Suite:
+    fields = {"version": 1, "title": "t", "data": "cifar10", "sources": "*", "attack": [FGSM]}
+    return validate(Suite, {**fields, **changes})
+
+
+REMARK = (
+    "copy has the weights of erm1: shown once, as erm1; m2 and m3 have the weights of mixup1: shown once, as mixup1\n"
+)
+
+
+@pytest.mark.parametrize("suite", [None, asked()])
+def test_copies_of_a_run_change_nothing_and_are_named(
+    place: Workspace, suite: Suite | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in NAMES:
+        write_audit(place.audits, record(name, weights(place, name)))
+    folder = collect(place, "r", suite=suite)
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert capsys.readouterr().err == ""
+    copy_run(place, "erm1", "copy")
+    copy_run(place, "mixup1", "m2", "m3")
+    assert collect(place, "r", suite=suite) == folder
+    assert capsys.readouterr().err == REMARK
+    assert load(folder).targets == NAMES
+    assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
+
+
+def test_copies_are_no_seeds_on_the_page(place: Workspace) -> None:
+    copy_run(place, "erm1", "erm8", "erm9")
+    copy_run(place, "mixup1", "mixup8", "mixup9")
+    folder = collect(place, "r")
+    material = Material.read(folder)
+    assert material.families == {"ERM": ["erm1"], "mixup": ["mixup1"]}
+    assert {effect.runs for effect in effects(material)} == {(1, 1)}
+    assert all(effect.difference is None and effect.about == "runs" for effect in effects(material))
+
+
+def test_an_audit_of_a_copy_is_told_of_the_name_that_is_shown(place: Workspace) -> None:
+    copy_run(place, "erm1", "copy")
+    write_audit(place.audits, record("copy", weights(place, "erm1")))
+    told = paragraphs(Material.read(collect(place, "r")))
+    assert next(text for text in told if "was audited" in text).startswith("The evaluation of erm1 was audited")
+
+
+def test_copies_that_are_not_in_the_report_are_not_named(place: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(place, "erm2", *RUNS["erm2"])
+    copy_run(place, "erm2", "copy")
+    for name in ("begun", "begun2"):
+        add_run(place, name, "erm", 3)
+        (place.run(name) / "model.safetensors").unlink()
+    assert load(collect(place, "r")).targets == NAMES
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_suite_names_comes_before_what_it_matches(place: Workspace) -> None:
+    copy_run(place, "erm1", "copy")
+    for sources, kept in ((["copy", "mixup1"], "copy"), (["erm1", "mixup1"], "erm1"), (["*"], "erm1")):
+        evidence = load(collect(place, "r", suite=asked(sources=sources, targets="*")))
+        assert evidence.targets == (kept, "mixup1")
+        assert evidence.sources == (kept, "mixup1")
+        assert [run.name for run in evidence.runs] == [kept, "mixup1"]
+
+
+def test_a_publication_s_networks_keep_their_names_and_are_different_ones(place: Workspace) -> None:
+    copy_run(place, "erm1", "copy")
+    design = {"experiments": ["zhang-table3"], "white": ["copy", "mixup1"], "source": "copy", "targets": ["mixup1"]}
+    folder = collect(place, "r", suite=asked(sources=["erm1", "copy", "mixup1"], published=design))
+    assert load(folder).sources == ("copy", "mixup1")
+    before = (folder / EVIDENCE).read_bytes()
+    with pytest.raises(SpecError) as error:
+        collect(place, "r", suite=asked(published={**design, "targets": ["erm1", "mixup1"]}))
+    assert str(error.value) == (
+        "published: copy has the weights of erm1, but stands for another network: train copy anew, or leave "
+        "[published] out"
+    )
+    assert (folder / EVIDENCE).read_bytes() == before
+
+
+def test_a_run_comes_before_models_of_others_and_these_in_their_order() -> None:
+    run = network("erm1", {}).as_run()
+    theirs = [ForeignModel(name, digest) for name, digest in (("a:b", run.weights or ""), ("b:b", "1" * 64))]
+    again = ForeignModel("c:b", "1" * 64)
+    assert shown_names([*theirs, run, again]) == {"a:b": "erm1", "erm1": "erm1", "b:b": "b:b", "c:b": "b:b"}
 
 
 # ---- audits ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from robustmix.errors import SpecError, StoreError
 from robustmix.published import experiment
 from robustmix.report.evidence import CELLS, EVIDENCE, EXAMPLES, Evidence, ModelRecord, RunRecord
 from robustmix.report.material import Material
+from robustmix.report.naming import say_left_out, shown_names
 from robustmix.report.selection import Choice, choose_suite, choose_unbound
 from robustmix.report.text import join_names
 from robustmix.spec.names import check_name, unknown
@@ -41,6 +42,8 @@ def collect(
 ) -> Path:
     """Gather everything that a page is made of into ``reports/<name>/``; nothing is written if anything is missing.
 
+    One network under several names, such as a copied run, is shown once: names would count as seeds.
+
     Args:
         place: the workspace with runs and cells.
         name: of the report; the suite's name, else the data set's, if None.
@@ -54,7 +57,8 @@ def collect(
         The report's folder.
 
     Raises:
-        SpecError: a name that does not exist, or several data sets to choose from.
+        SpecError: a name that does not exist, several data sets to choose from, or one network for two of a
+            publication's.
         CheckpointError: a run is missing or unfinished.
         StoreError: a cell is missing or damaged, or the folder cannot be written.
     """
@@ -70,6 +74,9 @@ def collect(
         bearers: dict[str, Bearer] = {
             name: known.get(name) or finished_run(place, name) for name in dict.fromkeys([*sources, *targets])
         }
+        shown = shown_names(bearers.values(), suite)
+        bearers = {name: bearer for name, bearer in bearers.items() if shown[name] == name}
+        sources, targets = (list(dict.fromkeys(shown[name] for name in names)) for names in (sources, targets))
         runs = [bearer for bearer in bearers.values() if isinstance(bearer, Run)]
         crafting = [run for run in runs if run.name in sources]
         data = data or suite.data or (common_data(crafting) if crafting else one_data_set(cells, None)[0])
@@ -79,7 +86,8 @@ def collect(
         title, note = suite.title, suite.note
     else:
         every: list[Bearer] = [*(read_run(place, name) for name in run_names(place)), *models]
-        choice = choose_unbound(cells, every, data, inputs)
+        shown = shown_names(every)
+        choice = choose_unbound(cells, [bearer for bearer in every if shown[bearer.name] == bearer.name], data, inputs)
     folder = place.report(name or suite_name or _usable(choice.data))
     headline = (suite and suite.headline_eps) or _usual_eps(choice.cells)
     evidence = Evidence(
@@ -103,6 +111,7 @@ def collect(
     )
     # A clean cell that is missing must show before anything is written.
     results_table(choice.cells, choice.bearers)
+    say_left_out(shown, [bearer.name for bearer in choice.bearers])
     _write(folder, evidence, choice, place)
     return folder
 

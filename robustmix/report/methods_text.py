@@ -244,11 +244,13 @@ def _of_methods(material: Material) -> str:
 def _audits(material: Material) -> list[str]:
     """What was tested of the evaluation itself; nothing where it was not audited."""
     alike: dict[tuple[object, ...], list[str]] = {}
+    # An audit keeps the name of its time; since then the run may be called otherwise, or be shown under another one.
+    now = {weights: name for name, weights in material.weights.items()}
     for record in material.evidence.audits:
         tests = "; ".join(test.title for test in record.tests if test.verdict != "not run")
         if tests:
             key = plural(record.n, "test image"), record.data, budget(record.eps_255), tests
-            alike.setdefault(key, []).append(record.target)
+            alike.setdefault(key, []).append(now.get(record.weights, record.target))
     found = [
         f"The evaluation of {join_names(targets)} was audited by robustmix on {images} of {data} at {eps}: {tests}."
         for (images, data, eps, tests), targets in alike.items()
