@@ -1,5 +1,6 @@
 """``robustmix compare``: what it prints against counting, and what it refuses."""
 
+import re
 import statistics
 from dataclasses import replace
 from math import inf
@@ -12,12 +13,15 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binomtest
 from synthetic import INPUTS, RUNS, N, add_run, clean_of, identities, make_cell, wrong
+from tiny import run
 
 from robustmix.cli.compare import compare
 from robustmix.cli.options import Place
+from robustmix.cli.tables import print_results
 from robustmix.errors import SpecError, StoreError
 from robustmix.stats import paired_interval
-from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, read_cells, write_cell
+from robustmix.store.cells import BatchState, Cell, cell_path, clean_identity, read_cell, read_cells, write_cell
+from robustmix.store.results import results_table
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 
@@ -221,8 +225,9 @@ def test_what_cannot_be_compared_is_one_line(made: Workspace, tmp_path: Path) ->
             ("erm1", "erm2"),
             {},
             StoreError,
-            "no attack has been made on both erm1 and erm2 with the same examples; do that with: robustmix attack "
-            "--source erm1 erm2",
+            "no attack has been made on both erm1 and erm2 with the same test examples, neither in the white box, nor "
+            "with what a third network crafted; what one of the two crafted is no fair test of the other; do that "
+            "with: robustmix attack --source erm1 erm2",
         ),
     ):
         with pytest.raises(kind) as error:
@@ -236,3 +241,32 @@ def test_models_of_others_are_compared_by_their_name(made: Workspace, capsys: py
     _, errors, *_ = printed(made, capsys, OTHER, "erm1")
     assert {row[0] for row in errors[5:]} == {"itself"}
     assert len(errors[5:]) == 5
+
+
+def test_help_has_a_line_for_each_table() -> None:
+    lines = [line.strip() for line in run("compare", "--help", cwd=Path()).stdout.splitlines()]
+    starts = [line.removeprefix("• ") for line in lines if line.startswith("• ")]
+    assert [" ".join(start.split()[:3]) for start in starts] == [
+        "the errors under", "the smallest budget", "the smallest perturbation", "the worst case"
+    ]  # fmt: skip
+
+
+def test_a_gradient_of_zero_is_said_not_to_mean_that_nothing_was_attacked(
+    made: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random starts and noise move these examples all the same."""
+    found = cells(made, FGSM, "erm1", "erm1")
+    state = BatchState(gap=(0.0,) * 7, saturated=0.0, zero_gradient=0.5)
+    found = [replace(cell, facts=cell.facts.model_copy(update={"batches": (state,)})) for cell in found]
+    print_results(results_table([*found, clean_of(made, found[0])], [read_run(made, "erm1")]))
+    assert capsys.readouterr().err == (
+        "warning: erm1 has a gradient of exactly zero on 50.0% of the examples: there attacks by the gradient had no "
+        "direction to go\n"
+    )
+
+
+def test_what_the_readme_compares_it_has_attacked_in_the_white_box() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (pair,) = re.findall(r"`robustmix compare (\w+) (\w+)`", readme)
+    sources, targets = re.findall(r"^robustmix attack --source ([\w ]+) --target ([\w ]+) --eps", readme, re.M)[0]
+    assert {*pair} <= {*sources.split()} & {*targets.split()}

@@ -147,7 +147,10 @@ def test_a_prediction_that_differs_is_exit_code_1(tiny: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"attack": ["pgd"]}, "attack 'pgd' is not cross-checked"),
+        (
+            {"attack": ["pgd"]},
+            "'pgd' cannot be cross-checked: only fgsm and ifgsm are deterministic and the same in all",
+        ),
         ({"attack": ["fgsn"]}, "did you mean 'fgsm'"),
         ({"attack": ["fgsm"], "steps": 3}, "--steps belongs to ifgsm"),
         ({"attack": ["fgsm"], "step_size": "3"}, "--step-size belongs to ifgsm"),

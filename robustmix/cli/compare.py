@@ -22,12 +22,15 @@ def compare(
 ) -> None:
     """Compare two networks example by example, as far as the workspace has cells of both.
 
-    Each is attacked in the white box, and with what every third network crafted that attacked both. Prints the errors,
-    also among the examples that both classify correctly without an attack (there: the difference of the two with its
-    95 % interval, and p of McNemar's exact test); the smallest
-    budget that breaks an example (p: sign test); the smallest perturbation that breaks one in the white box, of attacks
-    that look for it; and the worst case over all attacks that both have been under. This speaks of two networks: how
-    two methods differ takes several seeds of each.
+    Each was attacked by itself (the white box), and both by the same third networks. What one of the two crafted for
+    the other is left out: it is no fair test. All this is about two networks; to compare two methods takes several
+    seeds of each. Printed are:
+
+    - the errors under each attack, also among the examples that both get right without one; there with the 95 %
+      interval of the difference and p of McNemar's exact test;
+    - the smallest budget that breaks an example, with p of a sign test;
+    - the smallest perturbation that breaks an example, from attacks that look for it;
+    - the worst case over all attacks that were made on both.
 
     Args:
         first: A run, or a model as 'robustmix results' names it.
@@ -65,8 +68,9 @@ def compare(
     threats = side_by_side(attacked, one, other)
     if not threats:
         raise StoreError(
-            f"no attack has been made on both {first} and {second} with the same examples; do that with: "
-            f"robustmix attack --source {first} {second}"
+            f"no attack has been made on both {first} and {second} with the same test examples, neither in the white "
+            "box, nor with what a third network crafted; what one of the two crafted is no fair test of the other; do "
+            f"that with: robustmix attack --source {first} {second}"
         )
     known = sweeps(attack_columns(cell.identity) for cell in attacked)
     by_key = {cell.key: cell for cell in cells}

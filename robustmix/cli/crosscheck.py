@@ -102,7 +102,8 @@ def _specs(names: list[str] | tuple[Checked, ...], how: How) -> dict[Checked, At
     wanted = {known_attack(name): name for name in names}
     if strange := [name for known, name in wanted.items() if known not in CHECKED]:
         raise SpecError(
-            f"attack {strange[0]!r} is not cross-checked: only of {' and '.join(CHECKED)} the libraries make the same"
+            f"attack {strange[0]!r} cannot be cross-checked: only {' and '.join(CHECKED)} are deterministic and the "
+            "same in all three libraries"
         )
     given = how.given()
     if foreign := [field for field in given if not any(field in takes(name) for name in wanted)]:

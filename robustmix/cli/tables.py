@@ -95,7 +95,10 @@ def _say_what_failed(results: "pd.DataFrame") -> None:
             )
         none = own["zero_gradient"].max()
         if none > WORTH_SAYING:
-            say(f"warning: {source} has a gradient of exactly zero on {none:.1%} of the examples: nothing was attacked")
+            say(
+                f"warning: {source} has a gradient of exactly zero on {none:.1%} of the examples: there attacks by the "
+                "gradient had no direction to go"
+            )
 
 
 def print_results(results: "pd.DataFrame") -> None:
