@@ -107,19 +107,19 @@ class Crafting:
             yield course, self._by_library(attack, source, labels, course)
 
     def state(self) -> list[Tensor]:
-        """What the passes of an attack up a loss showed, float64 [`STATE`]; NaN for what only a gradient shows."""
+        """What the passes of an attack up a loss showed, float32 [`STATE`]; NaN for what only a gradient shows."""
         victim = self.victim
         if victim is None or victim.finite is None:
             return []
         bad = ~victim.finite
-        found = torch.stack([bad.sum().double(), bad.int().argmax().double()])
+        found = torch.stack([bad.sum().float(), bad.int().argmax().float()])
         if not len(victim.gap):
             return [torch.cat([torch.full_like(found[:1], torch.nan).expand(len(STATE) - len(found)), found])]
-        levels = moved(torch.tensor(GAP_QUANTILES), bad.device)
+        levels = moved(torch.tensor(GAP_QUANTILES, dtype=victim.gap.dtype), bad.device)
         # By lower neighbours, which unlike interpolation stay numbers where a gap is infinite.
         gaps = victim.gap.quantile(levels, interpolation="lower")
-        shares = [part.double().mean() for part in (victim.saturated, victim.zero_gradient)]
-        return [torch.cat([gaps.double(), torch.stack(shares), found])]
+        shares = [part.float().mean() for part in (victim.saturated, victim.zero_gradient)]
+        return [torch.cat([gaps, torch.stack(shares), found])]
 
     def _labels(self, attack: AttackSpec) -> Tensor:
         if attack.labels == "true" or self.exact is None:

@@ -174,7 +174,7 @@ class _Tally:
 
 
 def _predict(model: nn.Module, x: Tensor, by: str) -> Tensor:
-    with frozen(model), torch.inference_mode():
+    with frozen(model), torch.no_grad():
         logits: Tensor = model(x)
     if not logits.isfinite().all():
         raise EvaluationError(f"a logit on the images of {by} is NaN or infinite; such an output is no prediction")

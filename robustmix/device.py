@@ -12,6 +12,17 @@ from robustmix.spec.names import Device, Precision
 
 AUTOCAST: Final[dict[Precision, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Where PyTorch lets float32 mean less, by library and operation.
+FLOAT32_SWITCHES: Final = {
+    "cuda": ("matmul",),
+    "cudnn": ("conv", "rnn"),
+    "mkldnn": ("matmul", "conv", "rnn"),
+}
+
+# Versions of one piece of code: four of each network, since it is called with and without gradients, and the last
+# batch may be smaller.
+MOST_COMPILED: Final = 4096
+
 NO_MEMORY: Final = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 
@@ -32,12 +43,23 @@ def pick_device(name: Device) -> torch.device:
 
 
 def make_exact() -> None:
-    """Let float32 mean float32 on GPUs, and each run of a network give the same bits, from now on in this process."""
+    """Let float32 mean float32, and each run of a network give the same bits, from now on in this process.
+
+    Whatever has been switched before.
+    """
     # cuDNN's TF32, on by default, keeps 10 bits of each factor and flips signs.
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    # The fastest algorithms add in no fixed order, so that signs would differ from one run to the next.
+    torch.set_float32_matmul_precision("highest")
+    # From PyTorch 2.9 on there is a switch for each operation as well, on a CPU too; unset it follows that of them all.
+    for library, operations in FLOAT32_SWITCHES.items():
+        for operation in operations:
+            switch = getattr(getattr(torch.backends, library), operation, None)
+            if switch is not None and hasattr(switch, "fp32_precision"):
+                switch.fp32_precision = "ieee"
+    # The fastest algorithms add in no fixed order, so that signs would differ from one run to the next; and which is
+    # the fastest is found by trying.
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -86,7 +108,18 @@ def compile_network(model: nn.Module, *, graphs: bool) -> nn.Module:
         graphs: let a GPU start its operations together, as CUDA graphs. The memory of what it returns, outputs and
             gradients, is then used again by the next pass.
     """
+    # Takes two seconds to import, which who compiles nothing need not wait for.
+    from torch._dynamo import config
+
+    # Networks behind one wrapper share its code, of which PyTorch compiles eight versions and then, in silence, none.
+    config.recompile_limit = config.accumulated_recompile_limit = MOST_COMPILED
+    config.fail_on_recompile_limit_hit = True
     return cast(nn.Module, torch.compile(model, mode="reduce-overhead" if graphs else "default"))
+
+
+def is_idle(device: torch.device) -> bool:
+    """Whether a device has finished all that it was asked for, without waiting; a CPU always has."""
+    return device.type != "cuda" or torch.cuda.current_stream(device).query()
 
 
 def synchronize(device: torch.device) -> None:

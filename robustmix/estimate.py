@@ -1,5 +1,6 @@
 """How long an evaluation will take."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -14,12 +15,13 @@ from robustmix.planning import Plan
 from robustmix.work import DEFAULT_BATCH, halved
 
 
-def estimate_seconds(plan: Plan, device: torch.device) -> float:
+def estimate_seconds(plan: Plan, device: torch.device, processes: int = 1) -> float:
     """How long the missing work takes, from one timed batch of the first source: our own attacks only.
 
     Args:
         plan: with missing work.
         device: to compute on.
+        processes: that share the batches of each unit.
 
     Returns:
         Seconds, without what compiling takes.
@@ -32,7 +34,10 @@ def estimate_seconds(plan: Plan, device: torch.device) -> float:
     # Not of a model that nothing needs a gradient of: it may have none.
     forward, slope = _seconds_per_example(plan, model, device, differentiate=gradients > 0)
     passes = sum(unit.forward for unit in plan.units)
-    return len(plan.inputs) * (gradients * slope + (passes - gradients) * forward)
+    # Whole batches are shared out: who gets most of them decides.
+    batches = math.ceil(len(plan.inputs) / plan.units[0].batch_size)
+    share = math.ceil(batches / processes) / batches
+    return share * len(plan.inputs) * (gradients * slope + (passes - gradients) * forward)
 
 
 def _seconds_per_example(

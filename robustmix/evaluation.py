@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from robustmix._version import __version__
-from robustmix.data import Split
 from robustmix.device import compile_network, describe_device, is_out_of_memory
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
 from robustmix.handover import gathered
 from robustmix.launching import launch
-from robustmix.measurement import Keep, Measured, batch_states, measure, rows
+from robustmix.measurement import Keep, Measured, batch_states, measure, on_device, rows
 from robustmix.participants import Participant
-from robustmix.planning import Plan, existing_cell, make_plan, missing_cells
+from robustmix.planning import Plan, existing_cell, make_plan, missing_cells, missing_clean
 from robustmix.progress import say
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
-from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, write_cell
+from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, trusted_cell, write_cell
 from robustmix.store.claims import claim, holder
 from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.results import results_table
@@ -112,26 +111,11 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     plan = replace(plan, missing=team.share(plan.missing))
     job = _Job(plan, place, team)
     team.in_turn(job.check_strangers)
-    units = plan.units
-    if units and team.rank == 0:
+    if plan.units and team.rank == 0:
         remove_forsaken(place)
-    pending = list(enumerate(units, 1))
-    computed, told = 0, False
-    while pending:
-        held = []
-        for number, unit in pending:
-            with _claimed(place, unit, team) as ours:
-                if ours:
-                    computed += job.finish(unit, f"{number}/{len(units)} {unit.title}")
-                else:
-                    held.append((number, unit))
-        if len(held) == len(pending):
-            if not told:
-                other = holder(place.parts, held[0][1].key) or "another job"
-                say(f"waiting for {other}, which computes {held[0][1].title}")
-                told = True
-            time.sleep(POLL_S)
-        pending = held
+    computed = job.work_through(plan.units, job.finish)
+    # Only now does it show in which batches everything was attacked.
+    job.work_through(job.clean_counterparts(), job.finish_clean)
     team.barrier()  # rank 0 writes the last cells while the others are here already
     return computed
 
@@ -153,7 +137,7 @@ class _Job:
 
     def __init__(self, plan: Plan, place: Workspace, team: Team) -> None:
         self.plan, self.place, self.team = plan, place, team
-        self.inputs: Split = plan.inputs.to(team.device)
+        self.inputs = on_device(plan.inputs, team.device)
         self._models: dict[tuple[str, bool, bool], nn.Module] = {}
 
     def check_strangers(self) -> None:
@@ -162,6 +146,27 @@ class _Job:
             for one in (*(cell.target for cell in unit.cells), unit.source):
                 if one is not None and one.run is None:
                     self._model(one, compiled=False)
+
+    def work_through(self, units: Sequence[Unit], finish: Callable[[Unit, str], int]) -> int:
+        """Finish units, but for those that another job computes, and wait for these; counts the cells."""
+        pending = list(enumerate(units, 1))
+        computed, told = 0, False
+        while pending:
+            held = []
+            for number, unit in pending:
+                with _claimed(self.place, unit, self.team) as ours:
+                    if ours:
+                        computed += finish(unit, f"{number}/{len(units)} {unit.title}")
+                    else:
+                        held.append((number, unit))
+            if len(held) == len(pending):
+                if not told:
+                    other = holder(self.place.parts, held[0][1].key) or "another job"
+                    say(f"waiting for {other}, which computes {held[0][1].title}")
+                    told = True
+                time.sleep(POLL_S)
+            pending = held
+        return computed
 
     def finish(self, unit: Unit, title: str) -> int:
         """Compute what is missing of a unit, in smaller batches if memory runs out, and write it; counts the cells."""
@@ -175,10 +180,30 @@ class _Job:
             say(f"memory ran out with batches of {size}: {title} starts again with {size // 2}")
         else:
             raise EvaluationError(f"{title}: memory ran out with a single example")
-        if size < unit.batch_size:
-            clean = self._still_missing(clean_unit(smaller))
-            if clean:
-                self._measured(clean, unit, f"{title}, clean")
+        return len(missing.cells)
+
+    def clean_counterparts(self) -> list[Unit]:
+        """The clean predictions that are missing beside what has been attacked, at the batch size of that."""
+        keys = set(self.team.share(missing_clean(self.plan, self.place) if self.team.rank == 0 else frozenset()))
+        found = []
+        for unit in self.plan.everything:
+            for size in halved(unit.batch_size) if unit.source else ():
+                if clean := clean_unit(resized(unit, size)).only(keys):
+                    found.append(clean)
+                    keys -= {cell.identity.key() for cell in clean.cells}
+        return found
+
+    def finish_clean(self, unit: Unit, title: str) -> int:
+        """Compute what is missing of clean predictions in batches of this very size; counts the cells."""
+        keys = [one.identity.key() for one in unit.cells if trusted_cell(self.place.cells, one.identity) is None]
+        missing = unit.only(self.team.share(keys))
+        if missing is None:
+            return 0
+        if not self._measured(missing, unit, title):
+            raise EvaluationError(
+                f"{title}: memory ran out with batches of {unit.batch_size}, in which attacks were made that are "
+                f"compared with them; take --batch-size {max(1, unit.batch_size // 2)}"
+            )
         return len(missing.cells)
 
     def _still_missing(self, unit: Unit) -> Unit | None:
@@ -233,6 +258,10 @@ class _Job:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+        # Compiled networks keep memory of their own for the size that was too large.
+        self._models = {key: model for key, model in self._models.items() if not key[1]}
+        if unit.compiled:
+            torch.compiler.reset()
         gc.collect()
         if team.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,6 +1,5 @@
 """The transfer matrix of models and tensors in memory; no workspace, nothing written."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -10,17 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustmix._version import __version__
-from robustmix.attacks.arguments import check_logits, check_networks, check_several, check_text, check_whole
+from robustmix.attacks.arguments import check_networks, check_several, check_text, check_whole
 from robustmix.attacks.geometry import longest
 from robustmix.attacks.libraries import check_installed
 from robustmix.attacks.losses import loss_named
-from robustmix.attacks.victim import frozen
-from robustmix.data import TensorSplit
-from robustmix.device import describe_device, is_out_of_memory, make_exact
+from robustmix.device import is_out_of_memory
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.measurement import batch_states, measure, rows
-from robustmix.models.layout import fitted
+from robustmix.in_memory import examples, measured_cells, present
+from robustmix.measurement import on_device
 from robustmix.outputs import check_outputs
 from robustmix.participants import Participant, distinct
 from robustmix.progress import say
@@ -28,7 +24,7 @@ from robustmix.sanity import warn_of_chance
 from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate
-from robustmix.store.cells import Cell, CellFacts
+from robustmix.store.cells import Cell
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
 from robustmix.work import CLEAN, DEFAULT_BATCH, MOST_EXAMPLES, Unit, halved, make_unit
@@ -90,7 +86,7 @@ def transfer_matrix(
     everyone = {**models, **scored}
     if strange := [name for name in models if everyone[name] is not models[name]]:
         raise SpecError(f"{strange[0]!r} names one model among the models and another among the targets")
-    split, device = in_memory(everyone, inputs, labels)
+    split, device = examples(everyone, inputs, labels)
     loss_named(check_text(loss, "loss", "ce"))
     check_text(norm, "norm", "linf")
     given: dict[str, object] = {"loss": loss, "norm": norm, "precision": precision}
@@ -103,12 +99,12 @@ def transfer_matrix(
         some, _ = split.gather(torch.arange(min(LOOKED_AT, len(split))), device)
         check_outputs(f"model {name!r}", one.load(), some, one.classes)
     crafting, goals = (distinct(participants[name] for name in group) for group in (models, scored))
-    on_device = split.to(device)
+    inputs_there = on_device(split, device)
     for held in halved(size):
         halved_from = size if held < size else None
         try:
             units = _units(crafting, specs, goals, held)
-            cells = [cell for unit in units for cell in measured_cells(unit, on_device, device, halved_from)]
+            cells = [cell for unit in units for cell in measured_cells(unit, inputs_there, device, halved_from)]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -117,7 +113,10 @@ def transfer_matrix(
             for cell in cells:
                 if cell.identity.source is None:
                     _look_at_clean(cell, participants[cell.facts.target_name])
-            return results_table(cells, participants.values())
+            table = results_table(cells, participants.values())
+            # One network may bear other names as a source than as a target.
+            asked = (table["source"].isna() | table["source"].isin(models)) & table["target"].isin(scored)
+            return table[asked].reset_index(drop=True)
     raise EvaluationError("memory ran out with a single example")
 
 
@@ -126,48 +125,6 @@ def _check_models(models: Mapping[str, nn.Module], targets: Mapping[str, nn.Modu
         check_networks(group, what)
         if not group:
             raise SpecError("there is no model to attack" if what == "models" else "there is no target to score")
-
-
-def in_memory(
-    models: Mapping[str, nn.Module], inputs: Tensor | np.ndarray, labels: Tensor | np.ndarray
-) -> tuple[TensorSplit, torch.device]:
-    """The examples as a split, and the device of the models, made exact (`make_exact`).
-
-    Args:
-        models: by name, all on one device.
-        inputs: uint8 [N, C, H, W], or float [N, ...] in [0, 1].
-        labels: true classes, whole numbers [N].
-
-    Raises:
-        DataError: inputs are of another kind.
-        EvaluationError: labels are none, or the models are on different devices.
-    """
-    make_exact()
-    return TensorSplit(_images(inputs), _whole(labels)), _device_of(models)
-
-
-def present(name: str, model: nn.Module, split: TensorSplit, device: torch.device) -> Participant:
-    """A model in memory as a participant.
-
-    Args:
-        name: of the model.
-        model: on the device; it stays where it is.
-        split: the examples.
-        device: of all models.
-
-    Raises:
-        EvaluationError: it returns no logits, or too few for the labels.
-    """
-    some, _ = split.gather(torch.arange(min(2, len(split))), device)
-    whole = fitted(model, some)
-    return Participant(
-        name=name,
-        digest=hashlib.sha256(str(id(model)).encode()).hexdigest(),
-        classes=_classes(name, whole, some, split.labels),
-        shape=None,
-        run=None,
-        load=lambda: whole,
-    )
 
 
 def _specs(
@@ -199,51 +156,10 @@ def _in_units(length: float) -> str:
     return f"{float(f'{length * GREY_LEVELS:.12g}')!r}/255"
 
 
-def _images(inputs: Tensor | np.ndarray) -> Tensor:
-    images = _tensor(inputs, "inputs")
-    return images.float() if images.is_floating_point() else images
-
-
-def _whole(labels: Tensor | np.ndarray) -> Tensor:
-    numbers = _tensor(labels, "labels")
-    if numbers.is_floating_point() or not numbers.numel():
-        raise EvaluationError(
-            f"labels must be whole numbers [N], at least one; got {numbers.dtype} {list(numbers.shape)}"
-        )
-    return numbers.long()
-
-
-def _tensor(values: object, what: str) -> Tensor:
-    if isinstance(values, np.ndarray):
-        values = np.ascontiguousarray(values)  # torch takes no array that is read backwards
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError):
-        kind = getattr(values, "dtype", type(values).__name__)
-        raise EvaluationError(f"{what} must be a torch.Tensor or a numpy array of numbers; got {kind}") from None
-    return tensor.detach().cpu()
-
-
 def _look_at_clean(cell: Cell, target: Participant) -> None:
     labels, predictions = (cell.rows[name].to_numpy() for name in ("label", "prediction"))
     assert isinstance(target.classes, int)
     warn_of_chance(f"model {target.name!r}", torch.from_numpy(labels == predictions), target.classes)
-
-
-def _device_of(models: Mapping[str, nn.Module]) -> torch.device:
-    devices = {parameter.device for model in models.values() for parameter in model.parameters()}
-    if len(devices) > 1:
-        raise EvaluationError(f"the models are on different devices ({', '.join(sorted(map(str, devices)))})")
-    return devices.pop() if devices else torch.device("cpu")
-
-
-def _classes(name: str, model: nn.Module, x: Tensor, labels: Tensor) -> int:
-    with frozen(model), torch.inference_mode():
-        logits = check_logits(model(x), f"model {name!r}", len(x))
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise EvaluationError(f"labels run from {low} to {high}, but model {name!r} gives {logits.shape[1]} logits")
-    return logits.shape[1]
 
 
 def _units(
@@ -272,46 +188,3 @@ def _units(
         else:
             units[place] = replace(units[place], cells=(*units[place].cells, cell))
     return [*units, replace(clean, cells=tuple(alone))] if alone else units
-
-
-def measured_cells(unit: Unit, split: TensorSplit, device: torch.device, halved_from: int | None = None) -> list[Cell]:
-    """Compute all cells of a unit.
-
-    Args:
-        unit: of participants whose models are in memory.
-        split: the examples, on the device.
-        device: to compute on.
-        halved_from: the batch size that did not fit into memory.
-
-    Raises:
-        EvaluationError: a measurement would be wrong.
-    """
-    batches = torch.arange(len(split)).split(unit.batch_size)
-    everyone = {cell.target.name: cell.target.load() for cell in unit.cells}
-    if unit.source:
-        everyone[unit.source.name] = unit.source.load()
-    together = nn.ModuleList(everyone.values())
-    with frozen(together):
-        measured = measure(unit, split, batches, range(len(batches)), lambda one: one.load(), device, unit.title)
-    found = []
-    for cell, columns in zip(unit.cells, measured.columns, strict=True):
-        along = cell in unit.along
-        facts = CellFacts(
-            data="tensors",
-            like=None,
-            data_note=None,
-            data_spec="tensors",
-            classes=(),
-            source_name=unit.source.name if unit.source else None,
-            target_name=cell.target.name,
-            forward=0 if along else measured.forward / len(split),
-            backward=0 if along else measured.backward / len(split),
-            batches=() if along else batch_states(measured.states),
-            unit_seconds=0,
-            halved_from=halved_from,
-            device=describe_device(device),
-            torch=torch.__version__,
-            robustmix=__version__,
-        )
-        found.append(Cell(cell.identity, facts, rows(columns, split.labels)))
-    return found

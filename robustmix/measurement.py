@@ -17,9 +17,10 @@ from robustmix.attacks.geometry import extremes, lengths, round_within
 from robustmix.attacks.victim import not_finite
 from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.data import Split
+from robustmix.device import is_idle, is_out_of_memory
 from robustmix.errors import EvaluationError
 from robustmix.participants import Participant
-from robustmix.progress import Progress
+from robustmix.progress import Progress, say
 from robustmix.spec.attack import Course
 from robustmix.spec.names import Norm, Precision
 from robustmix.store.cells import GAP_QUANTILES, ROWS, BatchState
@@ -91,24 +92,25 @@ def measure(
     scored = dict.fromkeys(cell.target for cell in unit.cells)
     targets = {one.digest: Counted(load(one), device, "32") for one in scored}
     # More processes than batches leave some without any.
-    nothing = torch.empty(len(COLUMNS), 0, dtype=torch.float64, device=device)
+    nothing = torch.empty(len(COLUMNS), 0, device=device)
     records = {cell.identity.key(): [nothing] for cell in unit.cells}
     states = []
     waited = 0.0
     stream = iter(inputs.batches(batches, device))
     with Progress(title, sum(map(len, batches)), "images") as progress:
         for number, indices in zip(numbers, batches, strict=True):
-            asked = time.perf_counter()
+            asked, idle = time.perf_counter(), is_idle(device)
             x, y = next(stream)
-            waited += time.perf_counter() - asked
+            # The host runs ahead of a GPU: while that has work left, nobody waits for data.
+            waited += time.perf_counter() - asked if idle else 0
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             crafting = Crafting(unit, source, exact, x, y, number)
             for key, found in _measured(crafting, indices, targets, keep, show).items():
                 records[key].append(found)
             states += crafting.state()
             progress.advance(len(y))
-    columns = torch.stack([torch.cat(parts, dim=1) for parts in records.values()]).cpu().numpy()
-    state = torch.stack(states).cpu().numpy() if states else np.empty((0, len(STATE)))
+    columns = torch.stack([torch.cat(parts, dim=1) for parts in records.values()]).cpu().double().numpy()
+    state = torch.stack(states).cpu().double().numpy() if states else np.empty((0, len(STATE)))
     _check(unit, columns, state, numbers, batches)
     counted = {one for one in (*targets.values(), source, exact) if one is not None}
     forward, backward = (sum(getattr(one, what) for one in counted) for what in ("forwards", "backwards"))
@@ -118,7 +120,7 @@ def measure(
 def _measured(
     crafting: Crafting, indices: Tensor, targets: Mapping[str, nn.Module], keep: Keep | None, show: Show | None
 ) -> dict[str, Tensor]:
-    """What one batch shows of every cell: float64 [`COLUMNS`, B] by the cell's key."""
+    """What one batch shows of every cell: float32 [`COLUMNS`, B] by the cell's key."""
     unit, x, y = crafting.unit, crafting.x, crafting.y
     norm: Norm = unit.attack.metric if unit.attack else "linf"
     records = {}
@@ -148,6 +150,17 @@ def _measured(
     return records
 
 
+def on_device(inputs: Split, device: torch.device) -> Split:
+    """The test examples on a device, or where they are if its memory does not hold them: then batches move there."""
+    try:
+        return inputs.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    say(f"the test examples do not fit into the memory of {device}: they move there batch by batch")
+    return inputs
+
+
 def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """What a model makes of inputs, in float32.
 
@@ -157,10 +170,11 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y: true labels, int64 [B].
 
     Returns:
-        float64 [5, B]: predicted class, whether fewer than five logits exceed the label's, probability of the
+        float32 [5, B]: predicted class, whether fewer than five logits exceed the label's, probability of the
         predicted class, gap between the label's logit and the largest other, and whether all logits are finite.
     """
-    with torch.inference_mode():
+    # No inference mode: what a network keeps for later calls could not take part in a gradient then.
+    with torch.no_grad():
         return read_logits(model(x).float(), y)
 
 
@@ -173,12 +187,13 @@ def read_logits(logits: Tensor, y: Tensor) -> Tensor:
     confidence = logits.softmax(dim=1).amax(dim=1)
     finite = logits.isfinite().all(dim=1)
     parts = (logits.argmax(dim=1), in_top5, confidence, own - others, finite)
-    return torch.stack([part.double() for part in parts])
+    # Not in float64, which Apple's GPUs do not have; float32 holds every whole number up to 16,777,216.
+    return torch.stack([part.float() for part in parts])
 
 
 def _extent(x_adv: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """Length of the perturbation, least and largest value of each adversarial input, float64 [3, B]."""
-    return torch.stack([lengths(x_adv - x, norm), *extremes(x_adv)]).double()
+    """Length of the perturbation, least and largest value of each adversarial input, float32 [3, B]."""
+    return torch.stack([lengths(x_adv - x, norm), *extremes(x_adv)])
 
 
 def _score_all(model: nn.Module, points: list[Tensor], y: Tensor) -> Sequence[Tensor]:

@@ -151,6 +151,18 @@ def missing_cells(unit: Unit, place: Workspace) -> list[str]:
     return [identity.key() for identity, cell in cells if cell is None]
 
 
+def missing_clean(plan: Plan, place: Workspace) -> frozenset[str]:
+    """The keys of the clean cells that are missing beside a plan's attacked ones, to compare these with.
+
+    An attack and the clean predictions of its batch size need not be computed together: memory may run out for either,
+    so that they come in smaller batches, and a job may die between the two.
+    """
+    attacked = [cell.identity for unit in plan.everything if unit.source for cell in unit.cells]
+    found = [cell.identity.clean() for identity in attacked if (cell := existing_cell(place, identity))]
+    beside = {identity.key(): identity for identity in found}
+    return frozenset(key for key, identity in beside.items() if trusted_cell(place.cells, identity) is None)
+
+
 def _own_data(place: Workspace, sources: Sequence[str]) -> str:
     names = match_runs(tuple(one for one in sources if not is_foreign(one)), run_names(place), "run")
     if not names:
@@ -179,8 +191,7 @@ def existing_cell(place: Workspace, identity: CellIdentity, *, save_images: bool
         cell = trusted_cell(place.cells, candidate)
         if cell is None:
             continue
-        # It serves if memory ran out at larger sizes, and if it can be compared with the clean one of its own size.
-        if size < identity.batch_size and not (cell.facts.halved_from and trusted_cell(place.cells, candidate.clean())):
+        if size < identity.batch_size and not cell.facts.halved_from:
             continue
         if save_images:
             rounded = cell.rows["prediction_uint8"].null_count == 0

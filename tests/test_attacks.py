@@ -1274,7 +1274,9 @@ def test_unknown_attack_is_refused_with_the_choices() -> None:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_attacks_of_other_libraries_are_refused_with_the_way_to_them(name: str) -> None:
-    with pytest.raises(SpecError, match=f"attack '{name}' is another library's: robustmix.evaluate") as caught:
+    with pytest.raises(
+        SpecError, match=f"attack '{name}' is another library's, which robustmix.transfer_matrix"
+    ) as caught:
         attacks.sweep(name, linear(), X, Y, [0.1])
     assert "\n" not in str(caught.value)
 

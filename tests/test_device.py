@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,16 +92,48 @@ def in_memory() -> None:
     transfer_matrix({"net": network}, torch.rand(4, 1, 8, 8), torch.arange(4), ("signs",), (0.1,))
 
 
-@pytest.mark.parametrize("begin", [lambda: pick_device("cpu"), in_memory], ids=["workspace", "in memory"])
-def test_float32_means_float32_and_a_run_repeats_another(begin: Callable[[], object]) -> None:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
-    try:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = True, True, False
-        begin()
-        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic) == (False, False, True)
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
+# What a caller's script may have switched, by code for a process of its own: the switches cannot all be put back.
+SWITCHED = {
+    "nothing": "",
+    "TF32": "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True",
+    "matrix products, high": "torch.set_float32_matmul_precision('high')",
+    "matrix products, medium": "torch.set_float32_matmul_precision('medium')",
+    "everything": "torch.backends.fp32_precision = 'bf16' if hasattr(torch.backends, 'fp32_precision') else None",
+    "algorithms": "torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False",
+}
+BEGINNINGS = {
+    "workspace": "from robustmix.device import pick_device; pick_device('cpu')",
+    "in memory": """
+from robustmix import transfer_matrix
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+transfer_matrix({"net": network}, torch.rand(4, 1, 8, 8), torch.arange(4), ("signs",), (0.1,))
+""",
+}
+LOOK = """
+x = torch.rand(64, 256, generator=torch.Generator().manual_seed(1))
+exact = (x.double() @ x.double().T).float()
+print(float((x @ x.T - exact).abs().max() / exact.max()) < 1e-6)
+conv = torch.nn.functional.conv2d(x.view(1, 64, 16, 16), x.view(64, 64, 2, 2))
+exact = torch.nn.functional.conv2d(x.double().view(1, 64, 16, 16), x.double().view(64, 64, 2, 2)).float()
+print(float((conv - exact).abs().max() / exact.max()) < 1e-6)
+cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+print(not cudnn.allow_tf32, not matmul.allow_tf32, cudnn.deterministic, not cudnn.benchmark)
+print(torch.get_float32_matmul_precision() == "highest")
+for library in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"):
+    first, second = library.split(".")
+    switch = getattr(getattr(torch.backends, first), second, None)
+    print(getattr(switch, "fp32_precision", "ieee") == "ieee")
+"""
+
+
+@pytest.mark.parametrize(
+    ("switched", "begin"), [*((switched, "workspace") for switched in SWITCHED), ("everything", "in memory")]
+)
+def test_float32_means_float32_and_a_run_repeats_another(switched: str, begin: str) -> None:
+    code = "\n".join(["import torch", SWITCHED[switched], BEGINNINGS[begin], LOOK])
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"True"}, done.stdout
 
 
 def test_a_device_that_is_not_there_is_named_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:

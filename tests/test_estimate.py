@@ -80,6 +80,9 @@ def test_gradients_and_other_passes_are_counted_apart(workspace: Path, monkeypat
     forward, backward = (sum(getattr(unit, what) for unit in plan.units) for what in ("forward", "backward"))
     assert (forward, backward) == (1 + 2 + 4, 1 + 3)
     assert estimate_seconds(plan, CPU) == pytest.approx(10 * (3 * 1 + 4 * 10))
+    # Ten batches: of three processes one has four.
+    assert estimate_seconds(plan, CPU, 3) == pytest.approx(4 * (3 * 1 + 4 * 10))
+    assert estimate_seconds(plan, CPU, 99) == pytest.approx(3 * 1 + 4 * 10)
 
 
 def test_where_memory_runs_out_the_timed_batch_is_halved(workspace: Path, sizes: list[int]) -> None:
@@ -107,7 +110,7 @@ def test_a_model_without_a_gradient_is_timed_for_what_needs_none(workspace: Path
 
 
 def test_other_errors_are_not_taken_for_exhausted_memory(workspace: Path) -> None:
-    with pytest.raises(RuntimeError, match="no kernel for this"):
+    with pytest.raises(EvaluationError, match=r"RuntimeError: no kernel for this$"):
         estimate_seconds(plan_of(workspace, "Broken", FGSM), CPU)
 
 

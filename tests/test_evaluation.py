@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +30,14 @@ from robustmix.device import compile_network
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.evaluation import as_graphs, compute, evaluate, planned_results
 from robustmix.gallery import Gallery
+from robustmix.measurement import Measured, on_device
 from robustmix.planning import Plan, make_plan
 from robustmix.store import claims
-from robustmix.store.cells import Cell, gallery_path, read_cells
+from robustmix.store.cells import Cell, cell_path, gallery_path, read_cells
 from robustmix.store.results import COLUMNS
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
+from robustmix.work import Unit
 
 SUITE = Suite(
     version=1,
@@ -424,6 +427,56 @@ def test_where_memory_runs_out_for_clean_predictions_they_are_halved_as_well(
     assert finish(wanted, workspace)[1] == 0
 
 
+@pytest.mark.parametrize("attack_limit", [1000, 128], ids=["at the size asked for", "at another half"])
+def test_clean_predictions_halved_by_another_job_do_not_stand_in_the_way(
+    attack_limit: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ran out for one job's clean predictions, and not, or later, for another's attack."""
+    measured = evaluation.measure
+    limit = 64
+
+    def measure(unit: Unit, *args: Any) -> Measured:
+        if unit.batch_size > limit:
+            raise torch.OutOfMemoryError
+        return measured(unit, *args)
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    finish(suite(AttackSpec(name="signs", eps=(16,)), sources="erm1", limit=150), workspace)
+    limit = attack_limit
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources="erm1", limit=150)
+    plan, computed = finish(wanted, workspace)
+    assert computed == 1
+    size = min(256, attack_limit)
+    cells = {(cell.identity.attack, cell.identity.batch_size) for cell in by_key(workspace).values()}
+    assert cells == {("clean", 64), ("signs", 64), ("fgsm", size), ("clean", size)}
+    assert "white" in set(planned_results(plan, Workspace(workspace))["role"])
+    assert finish(wanted, workspace)[1] == 0
+
+    # A job may die between an attack and the clean predictions beside it.
+    own = next(cell.identity for cell in by_key(workspace).values() if cell.identity.attack == "fgsm")
+    cell_path(workspace / "results/cells", own.clean()).unlink()
+    again, computed = finish(wanted, workspace)
+    assert computed == 0
+    assert "white" in set(planned_results(again, Workspace(workspace))["role"])
+
+
+def test_clean_predictions_for_which_memory_runs_out_beside_an_attack_are_one_line(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = evaluation.measure
+
+    def measure(unit: Unit, *args: Any) -> Measured:
+        if unit.source is None and unit.batch_size == 256:
+            raise torch.OutOfMemoryError
+        return measured(unit, *args)
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources="erm1", limit=150)
+    with pytest.raises(EvaluationError, match=r"memory ran out with batches of 256, .*; take --batch-size 128$"):
+        finish(wanted, workspace)
+    assert finish(wanted, workspace, batch_size=128)[1] == 1
+
+
 def test_what_is_missing_of_a_halved_unit_is_made_up_for(nets: str, workspace: Path) -> None:
     """Whatever was lost: the clean predictions that it is compared with, an attacked cell, or all."""
     wanted = suite(AttackSpec(name="fgsm", eps=(16, 32)), sources=f"{nets}:Greedy", targets="erm1", limit=150)
@@ -434,10 +487,10 @@ def test_what_is_missing_of_a_halved_unit_is_made_up_for(nets: str, workspace: P
     assert len(whole) == 2 + 2
     for key, cell in by_key(workspace).items():
         (cells / f"{key}.parquet").write_bytes(b"damaged")
-        # Without its clean cell, no attacked one can be shown.
-        alone = cell.identity.source is None and cell.identity.batch_size == 64
+        # Nobody asked for the clean predictions in halved batches but the attacked cells beside them.
+        alongside = cell.identity.source is None and cell.identity.batch_size == 64
         again, computed = finish(wanted, workspace, batch_size=128)
-        assert computed == (2 if alone else 1)
+        assert computed == (0 if alongside else 1)
         assert_same_errors(planned_results(again, Workspace(workspace)), table)
         assert (cells / f"{key}.damaged").read_bytes() == b"damaged"
 
@@ -464,7 +517,7 @@ def test_somebody_s_model_is_looked_at_before_anything_is_computed(
 
 def test_other_errors_are_not_taken_for_exhausted_memory(nets: str, workspace: Path) -> None:
     wanted = suite(AttackSpec(name="fgsm", eps=(16,)), sources=f"{nets}:Broken", targets="erm1", limit=20)
-    with pytest.raises(RuntimeError, match="no kernel for this"):
+    with pytest.raises(EvaluationError, match=r"RuntimeError: no kernel for this$"):
         finish(wanted, workspace)
     assert attacked(workspace) == []
     assert not list((workspace / "results/parts").iterdir())
@@ -893,6 +946,68 @@ def test_compiled_models_give_nearly_the_same(nets: str, workspace: Path) -> Non
         assert (found[eps, False] != found[eps, True]).sum() <= (3 if eps else 1)
     table = planned_results(plan, Workspace(workspace))
     assert table["compiled"].value_counts().to_dict() == {False: 3, True: 3}
+
+
+class Shell(nn.Module):
+    """The code that all networks share, as other people's do that of their wrapper."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Sized(nn.Module):
+    """Notes the passes that are not compiled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(width)))
+        self.plain = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.plain += 1
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_many_networks_are_compiled_and_none_in_silence_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without code for the machine: how often one piece of code is compiled anew has nothing to do with it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    networks = [Sized(width) for width in range(1, 6)]
+    for network in networks:
+        model = compile_network(Shell(network), graphs=False)
+        for count in (5, 4):
+            model(torch.zeros(count, 8, requires_grad=True))
+            with torch.no_grad():
+                model(torch.zeros(count, 8))
+    torch.compiler.reset()
+    assert [network.plain for network in networks] == [0] * 5
+
+
+class TooLarge:
+    """A split that fits into no device's memory, which fails in one way or another."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def to(self, device: torch.device) -> None:
+        raise self.error
+
+
+def test_examples_that_do_not_fit_on_the_device_stay_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    split: Any = TooLarge(torch.OutOfMemoryError("CUDA out of memory"))
+    assert on_device(split, torch.device("cuda")) is split
+    assert "do not fit into the memory of cuda: they move there batch by batch" in capsys.readouterr().err
+    broken: Any = TooLarge(RuntimeError("no such device"))
+    with pytest.raises(RuntimeError, match="no such device"):
+        on_device(broken, torch.device("cuda"))
 
 
 def test_compiled_networks_run_as_cuda_graphs_on_a_gpu_but_for_other_libraries(

@@ -224,6 +224,56 @@ def test_networks_may_flatten_by_view(channels: int, images: tuple[Tensor, Tenso
     assert parts[0].weight.is_contiguous()
 
 
+class Lazy(nn.Module):
+    """Makes a constant where it is first called, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[tuple[int, ...], Tensor] = {}
+        self.classify = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.kept.setdefault(tuple(x.shape), torch.full_like(x, 0.5))
+        logits: Tensor = self.classify(((x - mean) * mean).flatten(1))
+        return logits
+
+
+def test_what_a_network_keeps_from_its_scoring_may_take_part_in_a_gradient(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    first, then = (
+        {name: {**models, "lazy": Lazy()}[name] for name in names} for names in (("erm1", "lazy"), ("lazy",))
+    )
+    assert len(transfer_matrix(first, *images, ("fgsm",), (32 / 255,), batch_size=32)) == 2 + 4
+    assert len(transfer_matrix(then, *images, ("fgsm",), (32 / 255,))) == 2
+
+
+def test_the_caller_s_default_type_changes_nothing(images: tuple[Tensor, Tensor], models: dict[str, nn.Module]) -> None:
+    before = transfer_matrix(models, *images, ("fgsm",), (32 / 255,))
+    try:
+        torch.set_default_dtype(torch.float64)
+        again = transfer_matrix(models, *images, ("fgsm",), (32 / 255,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    pd.testing.assert_frame_equal(again, before)
+
+
+def test_rows_are_of_the_models_as_sources_and_of_the_targets_as_targets(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    """Also where one network bears another name as a source than as a target."""
+    one, other = models["erm1"], models["mixup1"]
+    table = transfer_matrix({"source": one}, *images, ("fgsm",), (32 / 255,), targets={"deployed": one, "other": other})
+    rows = [(None if pd.isna(row.source) else row.source, row.target, row.role) for row in table.itertuples()]
+    assert rows == [
+        (None, "deployed", "clean"),
+        (None, "other", "clean"),
+        ("source", "deployed", "white"),
+        ("source", "other", "transfer"),
+    ]
+    assert list(table.index) == [0, 1, 2, 3]
+
+
 def test_saturation_does_not_pass_for_robustness(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
     """One network with its logits a hundred times as large: cross-entropy finds no way."""
 

@@ -312,7 +312,11 @@ def test_logits_a_hundred_times_as_large_are_recorded_as_saturated(workspace: Pa
 @pytest.mark.parametrize("impl", ["torchattacks", "foolbox"])
 def test_what_saturates_is_recorded_whoever_makes_the_attack(impl: Any, workspace: Path) -> None:
     pytest.importorskip(impl, reason="needs the extra 'attacks'")
-    kinds = [AttackSpec(name="fgsm", eps=(16, 32)), AttackSpec(name="ifgsm", eps=(32,), steps=2)]
+    kinds = [
+        AttackSpec(name="fgsm", eps=(16, 32)),
+        AttackSpec(name="fgsm", eps=(16, 32), labels="predicted"),
+        AttackSpec(name="ifgsm", eps=(32,), steps=2),
+    ]
     both = [spec.model_copy(update={"impl": by}) for spec in kinds for by in ("robustmix", impl)]
     evaluate(
         suite(*both, AttackSpec(name="pgd", eps=(32,), impl=impl), sources=f"{workspace}/net.py:Scaled", limit=200),
@@ -320,8 +324,9 @@ def test_what_saturates_is_recorded_whoever_makes_the_attack(impl: Any, workspac
     )
     found: dict[tuple[object, ...], dict[str, Cell]] = {}
     for cell in attacked(workspace):
-        found.setdefault((cell.identity.attack, cell.identity.eps_255), {})[cell.identity.impl] = cell
-    for (attack, _), cells in found.items():
+        kind = cell.identity.attack, cell.identity.eps_255, cell.identity.labels
+        found.setdefault(kind, {})[cell.identity.impl] = cell
+    for (attack, *_), cells in found.items():
         (state,) = cells[impl].facts.batches
         if attack == "pgd":
             assert state.saturated > 0.3
@@ -359,6 +364,8 @@ def test_a_batch_is_measured_without_a_look_at_a_number(workspace: Path) -> None
         found = _measured(batch, torch.arange(64), targets, None, None)
         assert [column.shape for column in found.values()] == [(len(COLUMNS), 64)] * len(unit.cells)
         assert all(part.device == meta for part in [*found.values(), *batch.state()])
+        # Apple's GPUs have no float64.
+        assert all(part.dtype == torch.float32 for part in [*found.values(), *batch.state()])
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from robustmix.checkpoints import read_spec
 from robustmix.data import Dataset, TensorSplit
 from robustmix.errors import EvaluationError, SpecError, StoreError
 from robustmix.participants import find_participants
-from robustmix.planning import existing_cell, make_plan, missing_cells
+from robustmix.planning import existing_cell, make_plan, missing_cells, missing_clean
 from robustmix.store.cells import CellIdentity, cell_path, gallery_path, read_cells, write_cell
 from robustmix.store.runs import common_data, finished_run
 from robustmix.store.workspace import Workspace
@@ -100,17 +100,20 @@ def test_a_cell_of_smaller_batches_serves_only_if_memory_ran_out(
     assert existing_cell(place, larger.model_copy(update={"batch_size": 4})) is None, "nobody needs larger batches"
 
 
-def test_a_cell_of_smaller_batches_without_its_clean_one_counts_as_missing(
+def test_what_an_attacked_cell_is_compared_with_is_missing_beside_it(
     cells: tuple[Workspace, dict[str, CellIdentity]],
 ) -> None:
-    """A job may die, or a file be damaged, between the two; what is attacked again brings the clean one with it."""
+    """In the batches that the attack was made in, whatever the size that is asked for."""
     place, own = cells
+    wanted = suite(AttackSpec(name="fgsm", eps=(32,)), limit=16)
+    asked, larger = (make_plan(wanted, place, batch_size=size) for size in (8, 32))
+    assert missing_clean(asked, place) == frozenset()
+    cell_path(place.cells, own["clean"]).unlink()
+    assert missing_clean(asked, place) == {own["clean"].key()}
+    assert missing_clean(larger, place) == frozenset(), "nothing has been attacked in such batches"
     for cell in read_cells(place.cells):
         write_cell(place.cells, replace(cell, facts=cell.facts.model_copy(update={"halved_from": 32})))
-    larger = own["fgsm"].model_copy(update={"batch_size": 32})
-    assert existing_cell(place, larger)
-    cell_path(place.cells, own["clean"]).unlink()
-    assert existing_cell(place, larger) is None
+    assert missing_clean(larger, place) == {own["clean"].key()}
 
 
 def test_a_cell_without_its_images_counts_as_missing_where_images_are_wanted(

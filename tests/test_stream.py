@@ -487,6 +487,11 @@ def test_time_that_goes_into_waiting_for_data_is_recorded_and_told(
     monkeypatch.setattr(evaluation, "measure", slow_device)
     for module in (evaluation, measurement):
         monkeypatch.setattr(module, "time", clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(measurement, "is_idle", lambda device: False)
+        busy = attacked(tree, tmp_path / "busy", stream=True)
+        assert {cell.facts.data_wait for cell in busy.values()} == {0}, "a device with work left waits for nothing"
+        capsys.readouterr()
     cells = attacked(tree, tmp_path / "here", stream=True)
     assert {cell.facts.data_wait for cell in cells.values()} == {share}
     assert {cell.facts.unit_seconds for cell in cells.values()} == {14 * (reading + computing)}

@@ -13,7 +13,7 @@ from robustmix.attacks.gradient import ascend, baseline, restarted
 from robustmix.attacks.losses import loss_named
 from robustmix.attacks.victim import Victim
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.spec.attack import DEFAULT_DECAY, DEFAULT_STEPS, FOREIGN, ITERATED, MOST_DECAY, PGD_STRIDE, Course
+from robustmix.spec.attack import DEFAULT_DECAY, DEFAULT_STEPS, FOREIGN, ITERATED, MOST_DECAY, PGD_STRIDE, TAKES, Course
 from robustmix.spec.names import ALIASES, ATTACKS, AttackName, Norm, attack_name, unknown
 from robustmix.units import IMAGES, check_length, described
 
@@ -167,6 +167,10 @@ def sweep(
         check_whole(count, what, least)
     if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= decay <= MOST_DECAY:
         raise SpecError(f"decay={described(decay)} must be a number from 0 to {MOST_DECAY:g}")
+    for option, given, default in (("restarts", restarts, 1), ("decay", decay, DEFAULT_DECAY)):
+        if given != default and option not in TAKES[attack]:
+            takers = ", ".join(name for name in NATIVE if option in TAKES[name])
+            raise SpecError(f"{option}={described(given)} belongs to {takers}; {attack} has no use for it")
     _check_batch(x, y)
     most = longest(x, norm)
     if step_size is not None:
@@ -242,7 +246,10 @@ def _check_name(name: str) -> AttackName:
         if known == choice:
             return choice
     if known in FOREIGN:
-        raise SpecError(f"attack {name!r} is another library's: robustmix.evaluate and 'robustmix attack' make it")
+        raise SpecError(
+            f"attack {name!r} is another library's, which robustmix.transfer_matrix, robustmix.evaluate and 'robustmix "
+            "attack' run"
+        )
     raise SpecError(unknown("attack", name, [*NATIVE, *(alias for alias in ALIASES if ALIASES[alias] in NATIVE)]))
 
 

@@ -12,7 +12,7 @@ from robustmix.audit.procedure import audit_units, conclude, costly_units, look,
 from robustmix.audit.reading import Evidence
 from robustmix.checkpoints import digest_model
 from robustmix.errors import SpecError
-from robustmix.matrix import in_memory, measured_cells, present
+from robustmix.in_memory import examples, measured_cells, present
 from robustmix.participants import distinct
 from robustmix.store.audits import AuditRecord
 from robustmix.units import GREY_LEVELS, check_length
@@ -52,7 +52,7 @@ def audit_models(
     budget = float(f"{check_length(eps, 'eps') * GREY_LEVELS:.12g}")
     check_budget(budget)
     battery = battery_over(tuple(sorted({budget / 4, budget / 2, budget, min(2 * budget, LARGE)})), budget)
-    split, device = in_memory(models, inputs, labels)
+    split, device = examples(models, inputs, labels)
     on_device = split.to(device)
     everyone = distinct(present(name, model, split, device) for name, model in models.items())
     looks = {}

@@ -149,7 +149,7 @@ def attack(
         say(f"eps {echo_budget(budget)}")
     if dry_run:
         if team.rank == 0:
-            _print_plan(plan, team.device)
+            _print_plan(plan, team.device, team.size)
         return
     computed = compute(plan, workspace, team)
     if team.rank == 0:
@@ -209,7 +209,7 @@ def _step(text: str) -> str:
     return step if isinstance(step, str) else f"{step:.17g}/255"
 
 
-def _print_plan(plan: "Plan", device: "torch.device") -> None:
+def _print_plan(plan: "Plan", device: "torch.device", processes: int) -> None:
     from robustmix.cli.tables import print_table
     from robustmix.estimate import estimate_seconds
 
@@ -225,7 +225,8 @@ def _print_plan(plan: "Plan", device: "torch.device") -> None:
         passes = [str(unit.forward), str(unit.backward)] if own else ["?", "?"]
         rows.append([unit.title, budgets, str(len(unit.cells)), *passes])
     print_table(["unit", "eps (1/255)", "cells missing", "forward", "backward"], rows, numeric=(2, 3, 4))
-    seconds = estimate_seconds(plan, device)
+    seconds = estimate_seconds(plan, device, processes)
     compiled = ", without compiling" if any(unit.compiled for unit in plan.units) else ""
     foreign = "" if all(row[-1] != "?" for row in rows) else "; other libraries' attacks not counted"
-    print(f"passes are per example; about {seconds:,.0f} s on {device}{compiled}, judged by one timed batch{foreign}")
+    place = f"{processes} devices like {device}" if processes > 1 else str(device)
+    print(f"passes are per example; about {seconds:,.0f} s on {place}{compiled}, judged by one timed batch{foreign}")
