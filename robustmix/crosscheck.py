@@ -15,7 +15,8 @@ from robustmix.attacks.victim import frozen
 from robustmix.checkpoints import load_model
 from robustmix.data import load_data
 from robustmix.errors import EvaluationError, StoreError
-from robustmix.store.cells import Cell, read_cells
+from robustmix.store.cell_files import read_cells
+from robustmix.store.cells import Cell
 from robustmix.store.runs import finished_run
 from robustmix.store.workspace import Workspace
 from robustmix.units import echo_budget, to_pixels

@@ -24,7 +24,8 @@ from robustmix.planning import Plan, existing_cell, make_plan, missing_cells, mi
 from robustmix.progress import say
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
-from robustmix.store.cells import Cell, CellFacts, cell_path, read_cell, trusted_cell, write_cell
+from robustmix.store.cell_files import cell_path, read_cell, trusted_cell, write_cell
+from robustmix.store.cells import Cell, CellFacts
 from robustmix.store.claims import claim, holder
 from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.results import results_table

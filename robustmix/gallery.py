@@ -17,8 +17,7 @@ from robustmix.planning import Plan
 from robustmix.progress import say
 from robustmix.spec.attack import Course
 from robustmix.store.atomic import write_text
-from robustmix.store.cells import gallery_path
-from robustmix.store.gallery import CHANNELS, KEPT, Examples, write_examples
+from robustmix.store.gallery import CHANNELS, KEPT, Examples, gallery_path, write_examples
 from robustmix.store.parts import images_part, taken_over
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team

@@ -19,7 +19,8 @@ from robustmix.progress import say
 from robustmix.sanity import check_model, some_images
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.suite import Suite, match_runs
-from robustmix.store.cells import Cell, CellIdentity, trusted_cell
+from robustmix.store.cell_files import trusted_cell
+from robustmix.store.cells import Cell, CellIdentity
 from robustmix.store.gallery import has_images
 from robustmix.store.runs import common_data, finished_run, run_names
 from robustmix.store.workspace import Workspace

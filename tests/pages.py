@@ -11,7 +11,8 @@ from robustmix.report import collect, render
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, AuditTest, write_audit
-from robustmix.store.cells import BatchState, clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import BatchState, clean_identity
 from robustmix.store.gallery import Examples, write_examples
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace

@@ -8,7 +8,8 @@ import pyarrow as pa
 from robustmix.spec.attack import AttackSpec
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.validation import validate
-from robustmix.store.cells import ROWS, Cell, CellFacts, CellIdentity, cell_path, read_cell
+from robustmix.store.cell_files import cell_path, read_cell
+from robustmix.store.cells import ROWS, Cell, CellFacts, CellIdentity
 from robustmix.store.runs import RunFacts, write_history, write_recipe
 from robustmix.store.workspace import Workspace
 

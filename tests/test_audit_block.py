@@ -10,7 +10,8 @@ from robustmix.report import collect
 from robustmix.report.audit_block import ORDER, VERDICT_WORDS, audit_blocks, orderings, unaudited
 from robustmix.report.material import Material
 from robustmix.store.audits import VERDICTS, write_audit
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

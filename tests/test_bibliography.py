@@ -14,7 +14,8 @@ from robustmix.spec.names import DROPS as ALL_DROPS
 from robustmix.spec.names import MODELS as ALL_MODELS
 from robustmix.spec.names import AttackName, Method
 from robustmix.store.audits import write_audit
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

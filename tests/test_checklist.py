@@ -9,7 +9,8 @@ from robustmix.report import collect
 from robustmix.report.checklist import ITEMS, Item, checklist
 from robustmix.report.material import Material
 from robustmix.store.audits import AuditTest, write_audit
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

@@ -13,7 +13,8 @@ import robustmix
 from robustmix import Recipe
 from robustmix.cli import VERBS
 from robustmix.spec.names import ATTACKS
-from robustmix.store.cells import CellIdentity, read_cells
+from robustmix.store.cell_files import read_cells
+from robustmix.store.cells import CellIdentity
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from synthetic import INPUTS, RUNS, N, add_run, identities, make_cell
 from tiny import Call
 
 from robustmix.cli.latex import ESCAPES, escaped, latex
-from robustmix.store.cells import clean_identity, read_cells, write_cell
+from robustmix.store.cell_files import read_cells, write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.results import foreign_bearers, results_table
 from robustmix.store.runs import read_run, run_names
 from robustmix.store.workspace import Workspace

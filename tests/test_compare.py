@@ -20,7 +20,8 @@ from robustmix.cli.options import Place
 from robustmix.cli.tables import print_results
 from robustmix.errors import SpecError, StoreError
 from robustmix.stats import paired_interval
-from robustmix.store.cells import BatchState, Cell, cell_path, clean_identity, read_cell, read_cells, write_cell
+from robustmix.store.cell_files import cell_path, read_cell, read_cells, write_cell
+from robustmix.store.cells import BatchState, Cell, clean_identity
 from robustmix.store.results import results_table
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace

@@ -6,7 +6,8 @@ from synthetic import INPUTS, N, add_run, identities, make_cell
 from robustmix.report import collect
 from robustmix.report.cost import cost, duration
 from robustmix.report.material import Material
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

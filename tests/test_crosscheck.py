@@ -18,7 +18,7 @@ from robustmix.cli.options import Machine, Place
 from robustmix.crosscheck import Comparison, crosscheck, crosscheck_line
 from robustmix.errors import EvaluationError, SpecError, StoreError
 from robustmix.evaluation import evaluate
-from robustmix.store.cells import cell_path, read_cells, write_cell
+from robustmix.store.cell_files import cell_path, read_cells, write_cell
 from robustmix.store.workspace import Workspace
 
 pytest.importorskip("torchattacks", reason="pip install robustmix[attacks]")

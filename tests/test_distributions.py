@@ -18,7 +18,8 @@ from robustmix.report import collect
 from robustmix.report.distributions import distributions, even_edges, shares
 from robustmix.report.drawing import Drawing, lines
 from robustmix.report.material import Material
-from robustmix.store.cells import Cell, CellIdentity, clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import Cell, CellIdentity, clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

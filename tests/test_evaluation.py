@@ -33,7 +33,9 @@ from robustmix.gallery import Gallery
 from robustmix.measurement import Measured, on_device
 from robustmix.planning import Plan, make_plan
 from robustmix.store import claims
-from robustmix.store.cells import Cell, cell_path, gallery_path, read_cells
+from robustmix.store.cell_files import cell_path, read_cells
+from robustmix.store.cells import Cell
+from robustmix.store.gallery import gallery_path
 from robustmix.store.results import COLUMNS
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team

@@ -24,7 +24,8 @@ from robustmix.report.figures import eps_curves, lines, transfer_matrices
 from robustmix.report.material import Material
 from robustmix.report.paper import FIGURES, figures, write_figures
 from robustmix.report.text import points
-from robustmix.store.cells import clean_identity, read_cells, write_cell
+from robustmix.store.cell_files import read_cells, write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

@@ -22,9 +22,10 @@ from robustmix.planning import Plan, make_plan
 from robustmix.spec.attack import AttackSpec, Course
 from robustmix.spec.suite import Suite
 from robustmix.store import claims, parts
-from robustmix.store.cells import Cell, gallery_path, read_cells
+from robustmix.store.cell_files import read_cells
+from robustmix.store.cells import Cell
 from robustmix.store.claims import claim
-from robustmix.store.gallery import read_examples
+from robustmix.store.gallery import gallery_path, read_examples
 from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team

@@ -11,7 +11,8 @@ from synthetic import INPUTS, N, add_run, identities, make_cell
 from robustmix.report import collect, render
 from robustmix.report.gallery_view import MOST_CHARACTERS, Picture, Strip, gallery
 from robustmix.report.material import Material
-from robustmix.store.cells import Cell, cell_path, clean_identity, read_cell, write_cell
+from robustmix.store.cell_files import cell_path, read_cell, write_cell
+from robustmix.store.cells import Cell, clean_identity
 from robustmix.store.gallery import Examples, write_examples
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace

@@ -20,7 +20,8 @@ from robustmix.report.naming import shown_names
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, AuditTest, write_audit
-from robustmix.store.cells import CellIdentity, clean_identity, read_cells, write_cell
+from robustmix.store.cell_files import read_cells, write_cell
+from robustmix.store.cells import CellIdentity, clean_identity
 from robustmix.store.gallery import Examples, examples_path, read_examples, write_examples
 from robustmix.store.results import ForeignModel
 from robustmix.store.runs import read_run

@@ -19,7 +19,7 @@ from robustmix.checkpoints import save_model
 from robustmix.errors import CheckpointError, SpecError, StoreError
 from robustmix.interchange.importing import import_run
 from robustmix.models import Classifier, ModelSpec, build
-from robustmix.store.cells import read_cells
+from robustmix.store.cell_files import read_cells
 from robustmix.store.results import results_table
 from robustmix.store.runs import read_run, run_names
 from robustmix.store.workspace import Workspace

@@ -17,7 +17,7 @@ from robustmix.report.index import entries, write_index
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.audits import AuditRecord, AuditTest, Verdict, write_audit
-from robustmix.store.cells import read_cells
+from robustmix.store.cell_files import read_cells
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace
 

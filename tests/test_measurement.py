@@ -22,7 +22,8 @@ from robustmix.measurement import COLUMNS, Measured, _measured, measure, score
 from robustmix.participants import Participant
 from robustmix.planning import make_plan
 from robustmix.spec.attack import Course
-from robustmix.store.cells import GAP_QUANTILES, Cell, read_cells
+from robustmix.store.cell_files import read_cells
+from robustmix.store.cells import GAP_QUANTILES, Cell
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
 

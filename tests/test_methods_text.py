@@ -10,7 +10,8 @@ from robustmix.report import collect
 from robustmix.report.material import Material
 from robustmix.report.methods_text import paragraphs
 from robustmix.store.audits import write_audit
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import read_run, write_history
 from robustmix.store.workspace import Workspace
 

@@ -17,7 +17,8 @@ from robustmix.report.claims import claims
 from robustmix.report.effects import effects
 from robustmix.report.headline import headline_tables
 from robustmix.report.opening import Report, open_report
-from robustmix.store.cells import clean_identity, read_cells, write_cell
+from robustmix.store.cell_files import read_cells, write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.results import results_table
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace

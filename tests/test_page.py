@@ -13,7 +13,8 @@ from synthetic import EVIL, INPUTS, RUNS, N, add_run, identities, make_cell
 
 from robustmix.report import collect, render
 from robustmix.report.page import CONTENTS, _heads
-from robustmix.store.cells import BatchState, clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import BatchState, clean_identity
 from robustmix.store.runs import read_run, write_history
 from robustmix.store.workspace import Workspace
 

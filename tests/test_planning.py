@@ -15,7 +15,9 @@ from robustmix.data import Dataset, TensorSplit
 from robustmix.errors import EvaluationError, SpecError, StoreError
 from robustmix.participants import find_participants
 from robustmix.planning import existing_cell, make_plan, missing_cells, missing_clean
-from robustmix.store.cells import CellIdentity, cell_path, gallery_path, read_cells, write_cell
+from robustmix.store.cell_files import cell_path, read_cells, write_cell
+from robustmix.store.cells import CellIdentity
+from robustmix.store.gallery import gallery_path
 from robustmix.store.runs import common_data, finished_run
 from robustmix.store.workspace import Workspace
 from robustmix.work import CLEAN, Unit, Wanted, clean_unit, halved, make_identity, resized

@@ -22,16 +22,8 @@ from robustmix.report.material import Material
 from robustmix.report.words import scope
 from robustmix.spec.suite import Suite, load_suite, shipped_suites
 from robustmix.spec.validation import validate
-from robustmix.store.cells import (
-    BatchState,
-    Cell,
-    CellIdentity,
-    cell_path,
-    clean_identity,
-    read_cell,
-    read_cells,
-    write_cell,
-)
+from robustmix.store.cell_files import cell_path, read_cell, read_cells, write_cell
+from robustmix.store.cells import BatchState, Cell, CellIdentity, clean_identity
 from robustmix.store.examples import breaking
 from robustmix.store.runs import read_run
 from robustmix.store.workspace import Workspace

@@ -27,7 +27,8 @@ from robustmix.spec.names import METHODS
 from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.spec.validation import validate
-from robustmix.store.cells import clean_identity, write_cell
+from robustmix.store.cell_files import write_cell
+from robustmix.store.cells import clean_identity
 from robustmix.store.runs import RunFacts, read_run, write_history, write_recipe
 from robustmix.store.workspace import Workspace
 

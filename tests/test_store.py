@@ -25,24 +25,19 @@ from robustmix.spec.titles import attack_label
 from robustmix.stats import wilson
 from robustmix.store import atomic
 from robustmix.store.atomic import write_atomically, write_text
-from robustmix.store.cells import (
+from robustmix.store.cell_files import (
     BLANK,
-    ROWS,
-    BatchState,
-    Cell,
-    CellFacts,
-    CellIdentity,
     DamagedError,
     MissingError,
     _sealed,
     cell_path,
-    clean_identity,
-    gallery_path,
     read_cell,
     read_cells,
     trusted_cell,
     write_cell,
 )
+from robustmix.store.cells import ROWS, BatchState, Cell, CellFacts, CellIdentity, clean_identity
+from robustmix.store.gallery import gallery_path
 from robustmix.store.results import COLUMNS, ForeignModel, foreign_bearers, results_table
 from robustmix.store.runs import (
     Run,

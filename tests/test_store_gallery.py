@@ -12,10 +12,12 @@ import pytest
 from synthetic import INPUTS
 
 from robustmix.errors import StoreError
-from robustmix.store.cells import CellIdentity, DamagedError, gallery_path
+from robustmix.store.cell_files import DamagedError
+from robustmix.store.cells import CellIdentity
 from robustmix.store.gallery import (
     Examples,
     examples_path,
+    gallery_path,
     has_images,
     read_examples,
     trusted_examples,

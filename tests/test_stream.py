@@ -22,7 +22,8 @@ from robustmix.planning import make_plan
 from robustmix.spec.attack import AttackSpec
 from robustmix.spec.names import Augment
 from robustmix.spec.suite import Suite
-from robustmix.store.cells import Cell, read_cells
+from robustmix.store.cell_files import read_cells
+from robustmix.store.cells import Cell
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
 

@@ -39,7 +39,7 @@ def compare(
         limit: The number of test examples, where the workspace has cells of several; else the largest that both have.
     """
     workspace = place.enter()
-    from robustmix.store.cells import read_cells
+    from robustmix.store.cell_files import read_cells
     from robustmix.store.choosing import one_data_set, one_test_set, side_by_side
     from robustmix.store.results import attack_columns, foreign_bearers
     from robustmix.store.runs import read_run, run_names

@@ -33,7 +33,7 @@ def results(
     """
     workspace = place.enter()
     from robustmix.cli import tables
-    from robustmix.store.cells import read_cells
+    from robustmix.store.cell_files import read_cells
     from robustmix.store.results import foreign_bearers, results_table
     from robustmix.store.runs import read_run, run_names
 

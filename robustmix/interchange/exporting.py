@@ -15,7 +15,7 @@ from robustmix.interchange.card import model_card
 from robustmix.models import Classifier
 from robustmix.report.selection import Choice, choose_unbound
 from robustmix.store.atomic import write_atomically, write_text
-from robustmix.store.cells import read_cells
+from robustmix.store.cell_files import read_cells
 from robustmix.store.choosing import is_of
 from robustmix.store.results import Bearer, foreign_bearers
 from robustmix.store.runs import WEIGHTS, Run, finished_run, read_run, run_names

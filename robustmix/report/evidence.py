@@ -20,7 +20,8 @@ from robustmix.spec.recipe import Recipe
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import Spec, validate
 from robustmix.store.audits import AuditRecord
-from robustmix.store.cells import Cell, read_cell
+from robustmix.store.cell_files import read_cell
+from robustmix.store.cells import Cell
 from robustmix.store.results import FOREIGN_MARK
 from robustmix.store.runs import Run, RunFacts
 

@@ -19,7 +19,8 @@ from robustmix.spec.names import check_name, unknown
 from robustmix.spec.suite import Suite, match_runs
 from robustmix.store.atomic import write_atomically, write_text
 from robustmix.store.audits import AuditRecord, read_audits
-from robustmix.store.cells import Cell, cell_path, read_cells
+from robustmix.store.cell_files import cell_path, read_cells
+from robustmix.store.cells import Cell
 from robustmix.store.choosing import id_of, one_data_set
 from robustmix.store.gallery import examples_path, trusted_examples
 from robustmix.store.results import FOREIGN_MARK, Bearer, ForeignModel, foreign_bearers, results_table

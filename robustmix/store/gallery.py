@@ -4,7 +4,9 @@ They are kept whenever a unit is computed; all adversarial images only where som
 (`robustmix.gallery.Gallery`). One file of numpy's per unit and budget, which all targets share.
 """
 
+import hashlib
 import io
+import json
 import struct
 import tokenize
 import zipfile
@@ -18,7 +20,8 @@ import numpy as np
 from robustmix.errors import StoreError
 from robustmix.progress import say
 from robustmix.store.atomic import set_aside, write_atomically
-from robustmix.store.cells import CellIdentity, DamagedError, gallery_path
+from robustmix.store.cell_files import DamagedError
+from robustmix.store.cells import CellIdentity
 
 # As many examples of a unit as are kept at each budget.
 KEPT: Final = 8
@@ -58,6 +61,12 @@ class Examples:
     index: np.ndarray
     clean: np.ndarray
     adversarial: np.ndarray
+
+
+def gallery_path(folder: Path, identity: CellIdentity) -> Path:
+    """Where the adversarial images of a cell stand in a gallery: one file for all targets."""
+    what = identity.model_dump(exclude={"target"})
+    return folder / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()}.npy"
 
 
 def examples_path(folder: Path, identity: CellIdentity) -> Path:
