@@ -5,7 +5,7 @@ import pkgutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import invalidate_caches
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Final
 
 from torch import nn
 
-from robustmix.errors import SpecError
+from robustmix.device import is_out_of_memory
+from robustmix.errors import EvaluationError, SpecError
 from robustmix.packages import one_line
 from robustmix.progress import say
 from robustmix.spec.names import unknown
@@ -52,7 +53,9 @@ def find_factory(spec: str) -> Callable[[], OwnNetwork]:
         SpecError: the file cannot be read, fails, or holds no such factory.
     """
     given, _, name = spec.rpartition(":")
-    path = Path(given).expanduser().resolve()
+    if not name:
+        raise SpecError(f"{spec!r} names no factory: write {given}:FACTORY")
+    path = code_path(spec)
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -61,9 +64,9 @@ def find_factory(spec: str) -> Callable[[], OwnNetwork]:
     digest = hashlib.sha256(source).hexdigest()
     # Not by an import of that name, which could hide a module, and not by way of a cache: what runs is what was hashed.
     module = sys.modules[f"_robustmix_{digest[:16]}"] = ModuleType(f"_robustmix_{digest[:16]}")
-    module.__file__ = str(path)
+    module.__file__, module.__package__ = str(path), ""
     beside = _Beside(spec, path.parent)
-    with one_line(f"{spec} failed", SpecError, path=path), beside.open():
+    with one_line(f"{spec} failed", SpecError, path=path), _absolute_imports(), beside.open():
         exec(compile(source, str(path), "exec"), module.__dict__)
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -71,13 +74,56 @@ def find_factory(spec: str) -> Callable[[], OwnNetwork]:
         raise SpecError(f"{unknown('factory', name, own)} (in {path})")
 
     def make() -> OwnNetwork:
-        with one_line(f"{spec} failed", SpecError, path=path), beside.open():
+        with one_line(f"{spec} failed", SpecError, path=path), _absolute_imports(), beside.open():
             network = factory if isinstance(factory, nn.Module) else factory()
         if not isinstance(network, nn.Module):
             raise SpecError(f"{spec} returns {type(network).__name__}, not a torch.nn.Module")
         return OwnNetwork(network, ("file", digest, name, *beside.sources()), beside.closed)
 
     return make
+
+
+def code_path(spec: str) -> Path:
+    """The file of a ``FILE.py:FACTORY``."""
+    return Path(spec.rpartition(":")[0]).expanduser().resolve()
+
+
+@contextmanager
+def running(what: str, path: Path | None = None) -> Iterator[None]:
+    """Turn what a network raises into one line; keep what it prints out of our output.
+
+    Args:
+        what: failed.
+        path: the user's file, whose last line on the way to the error is named.
+
+    Raises:
+        EvaluationError: anything was raised but that memory ran out, which stays as it is: smaller batches may do.
+    """
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if memory_ran_out(error):
+                raise
+            with one_line(what, EvaluationError, path=path):
+                raise
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether any error, of torch or of Python, says that memory ran out."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
+
+
+@contextmanager
+def _absolute_imports() -> Iterator[None]:
+    """Say of a relative import in the user's file what to write in its place."""
+    try:
+        yield
+    except ImportError as error:
+        if "no known parent package" not in str(error):
+            raise
+        hint = f"{error}; what lies beside the file is imported without a dot: from sub import ..."
+        raise ImportError(hint).with_traceback(error.__traceback__) from None
 
 
 class _Beside:

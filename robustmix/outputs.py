@@ -5,8 +5,9 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from robustmix.attacks.victim import frozen
+from robustmix.attacks.victim import Victim, frozen
 from robustmix.errors import EvaluationError
+from robustmix.factories import memory_ran_out, running
 
 # What can be wrong with outputs whatever the labels are, in the order in which it is looked for.
 OutputFault = Literal["mode", "classes", "repeat", "batch", "finite", "probabilities"]
@@ -54,10 +55,15 @@ def output_faults(name: str, model: nn.Module, x: Tensor, classes: int) -> tuple
         of another number than the classes.
     """
     found: dict[OutputFault, str] = {}
+    modes = [(module, module.training) for module in model.modules()]
     with frozen(model):
+        for module, mode in modes:
+            module.training = mode
+        model.eval()
         if training := [f"{path} ({type(part).__name__})" for path, part in model.named_modules() if part.training]:
             found["mode"] = (
-                f"{name}: {training[0]} is in train mode even after .eval(): its train() must hand the mode on"
+                f"{name}: {training[0]} is in train mode even after .eval(): a train() of its own must call "
+                "super().train(mode)"
             )
             return found, None
         few = x[:CHUNK].clone()
@@ -101,6 +107,29 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     # No inference mode: what a network keeps for later calls could not take part in a gradient then.
     with torch.no_grad():
         return torch.cat([model(part) for part in x.split(CHUNK)])
+
+
+def check_gradient(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Refuse a model that no attack can follow the gradient of.
+
+    Args:
+        name: of the model, for messages.
+        model: on the device of the images; is left as it was found.
+        x: a few images [B, C, H, W] in [0, 1].
+        y: their labels int64 [B].
+
+    Raises:
+        EvaluationError: its forward or its backward pass fails, or there is no gradient with respect to the images.
+    """
+    try:
+        with running("its gradient fails"):
+            Victim(model, y, "ce").gradient(x)
+    except EvaluationError as error:
+        raise EvaluationError(f"{name} cannot be attacked: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        # Whether any batch is small enough is found out by the attack itself.
+        if not memory_ran_out(error):
+            raise
 
 
 def _as_probabilities(logits: Tensor) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robustmix.data import Split
 from robustmix.errors import EvaluationError
-from robustmix.outputs import check_outputs, logits_of
+from robustmix.factories import memory_ran_out
+from robustmix.outputs import check_gradient, check_outputs, logits_of
 from robustmix.participants import Participant, is_foreign
 from robustmix.progress import say
 from robustmix.zoo import NORMALIZATIONS, Wrapped, is_factory, parse_normalize
@@ -27,7 +28,15 @@ LISTED_CLASSES: Final = 20
 MORE_NORMALIZATIONS: Final = ("0.5/0.5", "0/0.00392157")
 
 
-def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> None:
+def check_model(
+    participant: Participant,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    classes: tuple[str, ...],
+    *,
+    differentiate: bool = False,
+) -> None:
     """Refuse a model whose numbers would be wrong, and say what to do about it.
 
     Args:
@@ -36,9 +45,11 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
         x: some hundred images [B, C, H, W] in [0, 1] of all classes.
         y: their labels int64 [B].
         classes: names of the labels.
+        differentiate: whether an attack will follow its gradient, which then must be there.
 
     Raises:
-        EvaluationError: `check_outputs` raises it, or accuracy is chance, or the classes stand in another order.
+        EvaluationError: `check_outputs` raises it, or accuracy is chance, or the classes stand in another order, or
+            there is no gradient to follow.
     """
     name = participant.name
     model.eval()
@@ -46,9 +57,9 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
     predicted = {AS_IT_IS: logits.argmax(dim=1)}
     right = predicted[AS_IT_IS] == y
     share = f"{name}: accuracy {_percent(right)} on {len(y)} images"
-    chance = not above_chance(right, len(classes))
+    chance = not above_chance(right, len(classes), y)
     if chance:
-        share += f" is chance ({len(classes)} classes)"
+        share += f" is chance ({_chance(right, y, classes)})"
     if participant.run is not None:
         if chance:
             say(f"warning: {share}: has it been trained for long enough?")
@@ -57,9 +68,11 @@ def check_model(participant: Participant, model: nn.Module, x: Tensor, y: Tensor
     if chance or is_factory(name):
         predicted |= predictions(model, x)
     if chance:
-        raise EvaluationError(f"{share}; {way_out(name, predicted, y, classes)}")
+        raise EvaluationError(f"{share}; {way_out(name, predicted, y, classes, logits.argmin(dim=1))}")
     if order := other_order(name, predicted, y, classes):
         raise EvaluationError(f"{share}; {order}")
+    if differentiate:
+        check_gradient(name, model, x[:2], y[:2])
     if better := better_normalization(name, predicted, y):
         say(f"warning: {share}; {better}")
 
@@ -93,14 +106,18 @@ def some_images(test: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return next(iter(test.batches([some], device)))
 
 
-def above_chance(right: Tensor, classes: int) -> bool:
-    """Whether an accuracy is significantly above 1/K, by the one-sided exact binomial test.
+def above_chance(right: Tensor, classes: int, y: Tensor | None = None) -> bool:
+    """Whether an accuracy is significantly above chance, by the one-sided exact binomial test.
+
+    Chance is 1/K, or what always the most frequent class would get, if that is more.
 
     Args:
         right: whether each prediction is right, bool [B].
         classes: K.
+        y: the labels int64 [B]; if not given, chance is 1/K.
     """
-    return bool(binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater").pvalue < ALPHA)
+    chance = 1 / classes if y is None else max(1 / classes, float(y.bincount().max()) / len(y))
+    return bool(binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue < ALPHA)
 
 
 def predictions(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -111,10 +128,18 @@ def predictions(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         x: some hundred images [B, C, H, W] in [0, 1].
 
     Returns:
-        The classes int64 [B] by normalisation, the most usual first; none if the model is not `Wrapped`.
+        The classes int64 [B] by normalisation, the most usual first, without those behind which the model fails; none
+        if it is not `Wrapped`.
     """
-    others = _renormalized(model, x) if isinstance(model, Wrapped) else ()
-    return {label: logits_of(other, x).argmax(dim=1) for label, other in others}
+    found = {}
+    for label, other in _renormalized(model, x) if isinstance(model, Wrapped) else ():
+        try:
+            found[label] = logits_of(other, x).argmax(dim=1)
+        except Exception as error:
+            # A diagnosis, not a measurement: what the network refuses, as it asserts its range, is not the remedy.
+            if memory_ran_out(error):
+                raise
+    return found
 
 
 def better_normalization(name: str, predicted: dict[str, Tensor], y: Tensor) -> str:
@@ -173,23 +198,43 @@ def other_order(name: str, predicted: dict[str, Tensor], y: Tensor, classes: tup
     )
 
 
-def way_out(name: str, predicted: dict[str, Tensor], y: Tensor, classes: tuple[str, ...]) -> str:
-    """What restores an accuracy that is chance: another normalisation, another order of the classes, or both.
+def way_out(
+    name: str, predicted: dict[str, Tensor], y: Tensor, classes: tuple[str, ...], least: Tensor | None = None
+) -> str:
+    """What restores an accuracy that is chance: another normalisation, the other sign, or another order of the classes.
 
     Args:
         name: of the model.
         predicted: classes int64 [B] by normalisation, those of the model as it is under `AS_IT_IS`.
         y: labels int64 [B].
         classes: names of the labels.
+        least: the classes int64 [B] of the model's smallest outputs, if known.
     """
     found = {label: prediction == y for label, prediction in predicted.items()}
     label = _best(found)
     if _restored(found[label], y, len(classes)):
         return f"{_with(name, label)} it is {_percent(found[label])}"
+    # Of two classes, the negative is the other order.
+    if least is not None and len(classes) > 2:
+        lowest, ordered = least == y, _order(predicted[AS_IT_IS], y, len(classes)).right
+        # The least likely class goes with the right one: either remedy helps where the other is meant, but less.
+        if _restored(lowest, y, len(classes)) and not float(ordered.float().mean()) > float(lowest.float().mean()):
+            return (
+                f"with the class of the smallest output it is {_percent(lowest)}: does it return losses or distances? "
+                "Return their negative"
+            )
     if order := other_order(name, predicted, y, classes):
         return order
     tried = "no usual normalisation and " if len(predicted) > 1 else ""
     return f"{tried}no other order of its classes restores it: is it trained, and on these classes?"
+
+
+def _chance(right: Tensor, y: Tensor, classes: tuple[str, ...]) -> str:
+    """Why an accuracy that is not above chance is not: the classes are so many, or one of them is so frequent."""
+    if not above_chance(right, len(classes)):
+        return f"{len(classes)} classes"
+    most = int(y.bincount().argmax())
+    return f"{_percent(y == most)} of them are {classes[most]!r}"
 
 
 def _best(rights: dict[str, Tensor]) -> str:
@@ -261,7 +306,7 @@ def _restored(right: Tensor, y: Tensor, classes: int) -> bool:
 
     The outputs of untrained networks, in the order that fits best, got a quarter of that way at most.
     """
-    if not len(y) or not above_chance(right, classes):
+    if not len(y) or not above_chance(right, classes, y):
         return False
     base = float(y.bincount().max()) / len(y)
     return float(right.float().mean()) > base + (1 - base) / 3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustmix.attacks.arguments import check_logits
 from robustmix.checkpoints import digest_model
 from robustmix.errors import CheckpointError, EvaluationError, SpecError
-from robustmix.factories import find_factory
+from robustmix.factories import code_path, find_factory, running
 from robustmix.models.classifier import Normalize
 from robustmix.models.layout import evaluating, laid_out
 from robustmix.models.resize import Resize
@@ -54,13 +54,23 @@ class Wrapped(nn.Module):
         self.resize = resize
         self.normalize = normalize
         self.network = network
+        self._path = code_path(spec) if is_factory(spec) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] in [0, 1] to logits [B, K].
 
         Raises:
-            EvaluationError: the network returns anything else, or a single logit.
+            EvaluationError: the network returns anything else, or a single logit, or is the user's own and fails.
         """
+        # What is compiled has been looked over; a change of the output would break it into pieces.
+        if torch.compiler.is_compiling() or self._path is None:
+            return self.logits(x)
+        slope = ", with a gradient," if x.requires_grad else ""
+        with running(f"{self.spec} failed on {len(x)} images {list(x.shape[1:])}{slope}", self._path):
+            return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What `forward` gives, with the network's own errors."""
         return check_logits(self.network(self.normalize(self.resize(x))), self.spec, len(x))
 
     def normalized(self, statistics: Statistics) -> "Wrapped":
@@ -138,7 +148,10 @@ def open_model(spec: str, statistics: Statistics, shape: Shape | None, classes: 
                 f"{spec} has other weights than a moment ago: it must give the same model every time, so read its "
                 "weights from a file, or seed it"
             )
-        return _lay_out(model, shape) if shape and is_factory(spec) else model
+        if shape and is_factory(spec):
+            with _taking(spec, shape):
+                model = _lay_out(model, shape)
+        return model
 
     return Foreign(digest, known, shape or made.shape, load)
 
@@ -213,10 +226,9 @@ def _count_classes(spec: str, made: _Made, model: Wrapped, shape: Shape | None, 
                 f"how many classes {spec} tells apart is unknown without the shape of an image or their number"
             )
         return given
-    failing = one_line(f"{spec} cannot take images {list(shape)}", SpecError)
     # That modules stay in train mode is said where the model is looked over: this pass must not change them before.
-    with failing, made.alone(), evaluating(model), torch.no_grad():
-        found = int(_lay_out(model, shape)(_black(shape)).shape[1])
+    with _taking(spec, shape), made.alone(), evaluating(model), torch.no_grad():
+        found = int(_lay_out(model, shape).logits(_black(shape)).shape[1])
     return given or found
 
 
@@ -224,6 +236,10 @@ def _lay_out(model: Wrapped, shape: Shape) -> Wrapped:
     """The same model for images in channels-last layout, which the user's own code may not expect."""
     model.network = laid_out(model.network, _black(shape))
     return model
+
+
+def _taking(spec: str, shape: Shape) -> AbstractContextManager[None]:
+    return one_line(f"{spec} cannot take images {list(shape)}", SpecError)
 
 
 def _black(shape: Shape) -> Tensor:

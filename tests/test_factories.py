@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustmix.errors import SpecError
-from robustmix.factories import find_factory
+from robustmix.errors import EvaluationError, SpecError
+from robustmix.factories import find_factory, running
 
 NET = """
 from torch import nn
@@ -110,3 +110,59 @@ def test_file_without_the_factory_is_one_line(file: Path) -> None:
     file.write_text("import nowhere_to_be_found")
     with pytest.raises(SpecError, match=r"failed in line 1: ModuleNotFoundError"):
         find_factory(f"{file}:net")
+
+
+def test_empty_factory_is_refused_before_the_file_is_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("raise KeyError")
+    with pytest.raises(SpecError) as caught:
+        find_factory(f"{file}:")
+    assert str(caught.value) == f"'{file}:' names no factory: write {file}:FACTORY"
+    assert "running your code" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [("\nfrom .beside import factor", 2), ("def net():\n    from . import beside", 2), ("from ..x import y", 1)],
+)
+def test_relative_import_is_told_what_to_write(file: Path, source: str, line: int) -> None:
+    file.write_text(source)
+    with pytest.raises(SpecError) as caught:
+        find_factory(f"{file}:net")()
+    text = str(caught.value)
+    assert text.startswith(f"{file}:net failed in line {line}: ImportError: attempted relative import")
+    assert text.endswith("; what lies beside the file is imported without a dot: from sub import ...")
+
+
+def test_relative_imports_within_a_package_beside_the_file_work(file: Path) -> None:
+    package = file.parent / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .deep import factor\n")
+    (package / "deep.py").write_text("factor = 3\n")
+    file.write_text("from torch import nn\nimport package\nready = nn.Flatten()\n")
+    assert len(find_factory(f"{file}:ready")().identity) == 5
+    (package / "deep.py").write_text("from ... import factor\n")
+    with pytest.raises(SpecError, match=r"beyond top-level package$"):
+        find_factory(f"{file}:ready")
+
+
+@pytest.mark.parametrize("error", [MemoryError("numpy"), torch.OutOfMemoryError("CUDA"), RuntimeError("out of memory")])
+def test_exhausted_memory_stays_what_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, running("this failed"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), AssertionError("a"), SystemExit("a")])
+def test_what_a_network_raises_is_one_line_and_what_it_prints_no_output(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        print("hello")
+        raise error
+
+    line = fails.__code__.co_firstlineno + 2
+    with pytest.raises(EvaluationError) as caught, running("this failed", Path(__file__)):
+        fails()
+    assert str(caught.value) == f"this failed in line {line}: {type(error).__name__}: a"
+    print("after")
+    assert capsys.readouterr() == ("after\n", "hello\n")

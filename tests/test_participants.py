@@ -185,8 +185,11 @@ own_pooled = nn.Sequential(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("one", "network.2 (Stubborn) is in train mode even after .eval(): its train() must hand the mode on"),
-        ("pooled", "network.2 (Stubborn2d) is in train mode even after .eval(): its train() must hand the mode on"),
+        ("one", "network.2 (Stubborn) is in train mode even after .eval(): a train() of its own must call super()"),
+        (
+            "pooled",
+            "network.2 (Stubborn2d) is in train mode even after .eval(): a train() of its own must call super()",
+        ),
         ("own", "its batch norm must keep running statistics and use them in eval mode"),
         ("own_pooled", "its batch norm must keep running statistics and use them in eval mode"),
     ],
@@ -369,6 +372,103 @@ def test_factory_that_makes_no_model_is_one_line(place: Workspace, file: Path, n
     assert expected in refused(RobustmixError, place, f"{file}:{name}", shape=DIGITS)
 
 
+FAILING = """
+import torch
+from torch import nn
+
+class Linear(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        nn.init.eye_(self[1].weight), nn.init.zeros_(self[1].bias)
+
+class Buffered(Linear):
+    def forward(self, x):
+        buffer = torch.zeros(128, 10)
+        return super().forward(x) + buffer[:len(x)]
+
+class Ungrateful(Linear):
+    def forward(self, x):
+        assert not x.requires_grad, "no gradients here\\nat all"
+        return super().forward(x)
+
+class Leaving(Linear):
+    def forward(self, x):
+        if len(x) > 128:
+            raise SystemExit("too many")
+        return super().forward(x)
+
+class Greedy(Linear):
+    def forward(self, x):
+        if len(x) > 128:
+            raise torch.OutOfMemoryError("as on a GPU")
+        return super().forward(x)
+
+class Talking(Linear):
+    def forward(self, x):
+        print("hello")
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "slope", "expected"),
+    [
+        (
+            "Buffered",
+            129,
+            False,
+            "129 images [1, 8, 8] in line 13: RuntimeError: The size of tensor a (129)",
+        ),
+        (
+            "Ungrateful",
+            2,
+            True,
+            "2 images [1, 8, 8], with a gradient, in line 17: AssertionError: no gradients here",
+        ),
+        ("Leaving", 200, False, "200 images [1, 8, 8] in line 23: SystemExit: too many"),
+    ],
+)
+def test_forward_pass_that_fails_later_is_one_line(
+    place: Workspace, file: Path, name: str, count: int, slope: bool, expected: str
+) -> None:
+    file.write_text(FAILING)
+    spec = f"{file}:{name}"
+    model = only(place, spec, shape=DIGITS).load()
+    x = torch.rand(2, *DIGITS)
+    assert torch.equal(model(x), x.flatten(1)[:, :10])
+    with pytest.raises(EvaluationError) as caught:
+        model(torch.rand(count, *DIGITS).requires_grad_(slope))
+    text = str(caught.value)
+    assert text.startswith(f"{spec} failed on {expected}")
+    assert "\n" not in text
+
+
+def test_memory_that_a_forward_pass_exhausts_is_no_failure_of_it(place: Workspace, file: Path) -> None:
+    file.write_text(FAILING)
+    model = only(place, f"{file}:Greedy", shape=DIGITS).load()
+    with pytest.raises(torch.OutOfMemoryError, match="as on a GPU"):
+        model(torch.rand(129, *DIGITS))
+
+
+def test_what_a_forward_pass_prints_stays_out_of_the_output(
+    place: Workspace, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FAILING)
+    one = only(place, f"{file}:Talking", shape=DIGITS)
+    for step in (one.load, lambda: one.load()(torch.rand(2, *DIGITS))):
+        capsys.readouterr()
+        step()
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "hello" in printed.err
+
+
+def test_file_without_its_factory_says_how_code_is_named(place: Workspace, file: Path) -> None:
+    assert f"named FILE.py:FACTORY, as {file}:FACTORY" in refused(SpecError, place, str(file))
+    file.write_text("raise KeyError")
+    assert refused(SpecError, place, f"{file}:") == f"'{file}:' names no factory: write {file}:FACTORY"
+
+
 def test_file_that_cannot_be_run_is_one_line(place: Workspace, file: Path) -> None:
     file.write_text("import torch\ndef net(:\n")
     assert "SyntaxError" in refused(SpecError, place, f"{file}:net")
@@ -436,7 +536,7 @@ def test_what_is_no_normalisation_names_the_choices(text: str) -> None:
 def test_normalisation_fits_the_channels_and_has_a_use(place: Workspace, file: Path) -> None:
     model = only(place, f"{file}:ready", normalize="imagenet", classes=10).load()
     x = torch.rand(2, 3, 4, 5)
-    with pytest.raises(RuntimeError, match="mat1"):
+    with pytest.raises(EvaluationError, match=r"ready failed on 2 images \[3, 4, 5\]: RuntimeError: mat1"):
         model(x)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in parse_normalize("imagenet"))
     assert torch.equal(model.normalize(x), (x - mean) / std)

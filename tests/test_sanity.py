@@ -18,7 +18,7 @@ from robustmix.data import TensorSplit, load_data
 from robustmix.errors import EvaluationError
 from robustmix.judging import Fact
 from robustmix.models.classifier import Normalize
-from robustmix.outputs import check_outputs, output_faults
+from robustmix.outputs import check_gradient, check_outputs, output_faults
 from robustmix.participants import find_participants
 from robustmix.sanity import (
     AS_IT_IS,
@@ -120,6 +120,67 @@ def untrained():
 
 def constant():
     return Behind(lambda z: z * 0 + torch.arange(10.0))
+
+def losses():
+    return Behind(lambda z: -z.log_softmax(1))
+
+class InRange(Behind):
+    def forward(self, x):
+        assert float(x.min()) >= 0 and float(x.max()) <= 1
+        return super().forward(x)
+
+def asserting():
+    return InRange()
+
+def asserting_permuted():
+    return InRange(lambda z: z[:, {order}])
+
+class OutOfMemory(Behind):
+    def forward(self, x):
+        if float(x.min()) < 0:
+            raise {kind}
+        return super().forward(x)
+
+def exhausting():
+    return OutOfMemory()
+
+class Gated(Behind):
+    def forward(self, x):
+        g = torch.sigmoid(x)
+        h = x * g
+        g.mul_(0.5)
+        return super().forward(h)
+
+def gated():
+    return Gated()
+
+class Ungrateful(Behind):
+    def forward(self, x):
+        if x.requires_grad:
+            raise ValueError("no gradients here")
+        return super().forward(x)
+
+def ungrateful():
+    return Ungrateful()
+
+class Detached(Behind):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+def detached():
+    return Detached()
+
+def without_gradients():
+    whole_ = whole()
+    whole_.forward = torch.no_grad()(whole_.forward)
+    return whole_
+
+class OfNumpy(Behind):
+    def forward(self, x):
+        return super().forward(torch.from_numpy(x.numpy()))
+
+def of_numpy():
+    return OfNumpy()
 """
 
 Check = Callable[..., None]
@@ -136,20 +197,27 @@ def check(tiny: Path, tmp_path: Path, images: tuple[Tensor, Tensor]) -> Check:
     """Check a run, or a factory of the above; some of the images may be chosen by their indices."""
     path = tmp_path / "nets.py"
     weights = str(tiny / "runs" / "erm1" / "model.safetensors")
-    path.write_text(FACTORIES.format(weights=weights, order=ORDER, partly=PARTLY))
 
-    def check(name: str, normalize: str | None = None, some: Tensor | slice = slice(None)) -> None:
+    def check(
+        name: str,
+        normalize: str | None = None,
+        some: Tensor | slice = slice(None),
+        *,
+        differentiate: bool = False,
+        kind: str = "MemoryError",
+    ) -> None:
+        path.write_text(FACTORIES.format(weights=weights, order=ORDER, partly=PARTLY, kind=kind))
         spec = f"{path}:{name}" if name in FACTORIES else name
         (one,) = find_participants(Workspace(tiny), [spec], normalize=normalize, shape=(1, 8, 8), classes=10)
         x, y = images
-        check_model(one, one.load(), x[some], y[some], NAMES)
+        check_model(one, one.load(), x[some], y[some], NAMES, differentiate=differentiate)
 
     return check
 
 
-def refused(check: Check, *arguments: object) -> str:
+def refused(check: Check, *arguments: object, **options: object) -> str:
     with pytest.raises(EvaluationError) as caught:
-        check(*arguments)
+        check(*arguments, **options)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -197,7 +265,7 @@ def test_what_is_right_passes_without_a_word(check: Check, tiny: Path, capsys: p
         ("own_statistics", "its batch norm must keep running statistics"),
         (
             "in_train_mode",
-            "network.0 (Stubborn) is in train mode even after .eval(): its train() must",
+            "network.0 (Stubborn) is in train mode even after .eval(): a train() of its own must",
         ),
     ],
 )
@@ -385,8 +453,68 @@ def test_a_single_class_is_no_evidence_of_another_order(check: Check, images: tu
 def test_few_images_leave_it_to_the_test(check: Check, tiny: Path, images: tuple[Tensor, Tensor]) -> None:
     right = load_model("erm1", tiny)(images[0]).argmax(1) == images[1]
     hits = right.nonzero().flatten()
-    check("whole", None, hits[:3])
+    # The first of its class each, so that none is the most frequent.
+    each = torch.stack([hits[images[1][hits] == label][0] for label in range(4)])
+    check("whole", None, each)
+    assert "accuracy 100.0 % on 3 images is chance" in refused(check, "whole", None, each[:3])
     assert "accuracy 100.0 % on 1 images is chance" in refused(check, "whole", None, hits[:1])
+
+
+@pytest.mark.parametrize("frequent", [0.5, 0.9])
+def test_always_the_most_frequent_class_is_chance(frequent: float, judge: Check) -> None:
+    """However far it is above 1/K."""
+    draws = np.random.default_rng(0)
+    y = torch.from_numpy(np.where(draws.random(512) < frequent, 3, draws.integers(10, size=512)))
+    share = f"{100 * float((y == 3).float().mean()):.1f} %"
+    text = refused(judge, torch.full((512,), 3), y, numbered(10))
+    assert text.startswith(f"timm:looked: accuracy {share} on 512 images is chance ({share} of them are '3'); ")
+    assert above_chance(torch.arange(100) < 40, 10)
+    assert not above_chance(torch.arange(100) < 40, 10, torch.arange(100).clamp(max=3))
+
+
+def test_better_than_always_the_most_frequent_class_passes(judge: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    y = torch.from_numpy(np.where(np.arange(512) % 2, 3, np.arange(512) % 10))
+    judge(torch.where(torch.arange(512) < 300, y, 3), y, numbered(10))
+    assert capsys.readouterr().err == ""
+
+
+def test_losses_are_told_from_another_order(check: Check, tiny: Path, images: tuple[Tensor, Tensor]) -> None:
+    text = refused(check, "losses")
+    assert "order" not in text
+    assert text.endswith(
+        f"is chance (10 classes); with the class of the smallest output it is {accuracy(tiny, images)}: does it return "
+        "losses or distances? Return their negative"
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_what_restores_more_is_told_of_sign_and_order(classes: int, images: tuple[Tensor, Tensor]) -> None:
+    y = torch.from_numpy(np.random.default_rng(0).integers(classes, size=400))
+    shifted, wrong = (y + 1) % classes, (torch.arange(400) % 20) == 0
+    for least, order in ((y, shifted), (torch.where(wrong, shifted, y), torch.where(wrong, y, shifted)), (y, y * 0)):
+        said = way_out("mine", {AS_IT_IS: order}, y, numbered(classes), least)
+        assert ("Return their negative" in said) == (classes > 2), said
+    worse = torch.where(wrong, shifted, y)
+    assert "return logits[:" in way_out("mine", {AS_IT_IS: shifted}, y, numbered(classes), worse)
+
+
+@pytest.mark.parametrize("name", ["asserting", "asserting_permuted"])
+def test_normalisation_that_a_network_refuses_is_no_remedy(
+    name: str, check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "asserting":
+        check(name)
+        assert "warning" not in capsys.readouterr().err
+    else:
+        assert "with its outputs reordered it is" in refused(check, name)
+
+
+@pytest.mark.parametrize(
+    "kind", ["MemoryError", "torch.OutOfMemoryError('x')", 'RuntimeError("can\'t allocate memory")']
+)
+def test_memory_that_runs_out_behind_a_normalisation_is_not_passed_over(kind: str, check: Check) -> None:
+    with pytest.raises((MemoryError, RuntimeError)):
+        check("exhausting", kind=kind)
 
 
 def test_run_near_chance_may_be_undertrained(
@@ -571,10 +699,10 @@ def test_images_are_looked_at_once_behind_each_normalisation(
 
     def counted(self: Wrapped, x: Tensor) -> Tensor:
         seen.append(len(x))
-        return forward(self, x)
+        return logits(self, x)
 
-    forward = Wrapped.forward
-    monkeypatch.setattr(Wrapped, "forward", counted)
+    logits = Wrapped.logits
+    monkeypatch.setattr(Wrapped, "logits", counted)
     with suppress(EvaluationError):
         check(name)
     first = 2  # as the factory is opened
@@ -601,6 +729,48 @@ class Chosen(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return z[:, self.order]
+
+
+# ---- gradients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "gated",
+            "its gradient fails: RuntimeError: one of the variables needed for gradient computation has been mod",
+        ),
+        ("ungrateful", "failed on 2 images [1, 8, 8], with a gradient, in line 117: ValueError: no gradients here"),
+        ("detached", "the model's output has no gradient with respect to its input: it runs under no_grad, detaches"),
+        ("without_gradients", "the model's output has no gradient with respect to its input: it runs under no_grad,"),
+        ("of_numpy", "RuntimeError: Can't call numpy() on Tensor that requires grad."),
+    ],
+)
+def test_network_without_a_gradient_is_refused_where_one_is_followed(check: Check, name: str, expected: str) -> None:
+    text = refused(check, name, differentiate=True)
+    assert f":{name} cannot be attacked: " in text
+    assert expected in text
+    check(name)
+
+
+def test_gradient_is_looked_at_on_two_images_and_leaves_nothing(
+    check: Check, tiny: Path, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(self: Wrapped, x: Tensor) -> Tensor:
+        seen.extend([len(x)] * x.requires_grad)
+        return forward(self, x)
+
+    forward = Wrapped.forward
+    monkeypatch.setattr(Wrapped, "forward", counted)
+    check("whole", differentiate=True)
+    assert seen == [2]
+    model = load_model("erm1", tiny)
+    check_gradient("mine", model, images[0][:2], images[1][:2])
+    assert all(one.grad is None for one in model.parameters())
+    assert images[0].grad is None
 
 
 # ---- a better normalisation ------------------------------------------------------------------------------

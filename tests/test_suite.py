@@ -355,7 +355,11 @@ SMALL: dict[str, Any] = {"version": 1, "title": "T", "sources": "erm*", "attack"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sources": None}, r"nothing to attack: give 'sources' or a \[train.NAME\] table"),
+        (
+            {"sources": None},
+            r"nothing to attack: name a run or model in 'sources', or add a \[train.NAME\] table",
+        ),
+        ({"sources": []}, "nothing to attack: name a run or model in 'sources'"),
         ({"attack": []}, "attack"),
         ({"attack": [{"name": "fgsm"}, {"name": "fgsm"}]}, "the same attack stands twice"),
         ({"attack": [{"name": "ifgsm"}, {"name": "bim"}]}, "the same attack stands twice"),
@@ -433,3 +437,19 @@ def test_names_and_globs_select_each_run_once_in_their_order(patterns: tuple[str
 def test_pattern_that_matches_nothing_is_refused_even_beside_one_that_does(pattern: str) -> None:
     with pytest.raises(SpecError, match=r"unknown source .*choose from erm1, erm2, mixup1, mixup10"):
         match_runs(("erm1", pattern), RUNS, "source")
+
+
+@pytest.mark.parametrize("names", [RUNS, []])
+def test_file_without_its_factory_is_told_how_code_is_named(names: list[str]) -> None:
+    with pytest.raises(SpecError, match=r"; a network of your own is named FILE\.py:FACTORY, as my/net\.py:FACTORY$"):
+        match_runs(("my/net.py",), names, "run")
+    assert match_runs(("net.py",), [*RUNS, "net.py"], "run") == ["net.py"]
+
+
+def test_where_nothing_was_trained_it_is_said_what_trains() -> None:
+    with pytest.raises(SpecError, match=r"there is none yet; 'robustmix run SUITE' trains those of a suite$"):
+        match_runs(("erm1",), [], "run")
+    for names, what in ((RUNS, "run"), ([], "model")):
+        with pytest.raises(SpecError) as caught:
+            match_runs(("cutmix1",), names, what)
+        assert "robustmix run" not in str(caught.value)

@@ -86,7 +86,7 @@ class Suite(Spec):
     def _parts_fit(self) -> Self:
         runs = self.runs()
         if not runs and not self.sources:
-            raise ValueError("nothing to attack: give 'sources' or a [train.NAME] table")
+            raise ValueError("nothing to attack: name a run or model in 'sources', or add a [train.NAME] table")
         if self.audit_eps is not None and self.audit is None:
             raise ValueError("audit_eps belongs to 'audit', which names what is audited")
         if self.published:
@@ -187,6 +187,12 @@ def match_runs(patterns: tuple[str, ...], names: list[str], what: str) -> list[s
     for pattern in patterns:
         found = [name for name in names if fnmatchcase(name, pattern)]
         if not found:
-            raise SpecError(unknown(what, pattern, names))
+            raise SpecError(unknown(what, pattern, names) + _way_out(pattern, names, what))
         chosen.update(dict.fromkeys(found))
     return list(chosen)
+
+
+def _way_out(pattern: str, names: list[str], what: str) -> str:
+    if pattern.endswith(".py"):
+        return f"; a network of your own is named FILE.py:FACTORY, as {pattern}:FACTORY"
+    return "; 'robustmix run SUITE' trains those of a suite" if what == "run" and not names else ""
