@@ -64,7 +64,11 @@ class Plan:
         with memory_hint("--device cpu"):
             model = one.load().to(device).eval().requires_grad_(False)
             if one.run is None:
-                check_model(one, model, *some_images(self.data.test, device), self.data.classes)
+                followed = any(
+                    unit.backward and unit.source and unit.source.digest == one.digest for unit in self.everything
+                )
+                images, labels = some_images(self.data.test, device)
+                check_model(one, model, images, labels, self.data.classes, differentiate=followed)
         return model
 
 

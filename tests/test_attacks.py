@@ -358,9 +358,28 @@ def check_mode_does_not_matter() -> None:
     model, (x, y) = convnet(), digits()
     for attack in GRADIENTS.values():
         expected = attack(model, x, y, EPS)
-        model.train()
-        assert torch.equal(attack(model, x, y, EPS), expected)
+        for outermost in (model, Deaf(model)):
+            model.train()
+            before = snapshot(model)
+            assert torch.equal(attack(outermost, x, y, EPS), expected)
+            assert_same(before, model)
         model.eval()
+
+
+class Deaf(nn.Module):
+    """Does not hand its mode on to the network within."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> "Deaf":
+        self.training = mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:

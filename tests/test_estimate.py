@@ -118,7 +118,9 @@ def test_a_dry_run_of_a_model_without_a_gradient_is_one_line(workspace: Path, ca
     flags = "--source net.py:Numb --data digits --limit 40 --attack fgsm --eps 16 --dry-run"
     done = call("attack", *flags.split())
     assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("robustmix: error: the model's output has no gradient")
+    assert done.err.splitlines()[-1].startswith(
+        "robustmix: error: net.py:Numb cannot be attacked: the model's output has no gradient"
+    )
 
 
 def test_a_dry_run_says_that_compiling_comes_on_top(workspace: Path, call: Call) -> None:

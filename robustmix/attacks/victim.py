@@ -25,11 +25,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         if training:
             model.eval()
+            # A train() of somebody's own need not hand the mode on.
+            for module, _ in modes:
+                module.training = False
         for parameter in learning:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes if training else ():
+        for module, mode in modes:
             module.training = mode
         for parameter in learning:
             parameter.requires_grad_(True)
