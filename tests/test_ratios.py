@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-MAIN: Any = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "ratios.py"))["main"]
+SCRIPT = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "ratios.py"))
+MAIN: Any = SCRIPT["main"]
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 # Seconds by turn: the machine is half as fast in the second turn, and the peer had only the first two.
 REPLAYED = {("full", "ours"): [2.0, 4.0, 2.0], ("full", "ours, bf16"): [0.8, 1.0, 0.5], ("narrow", "ours"): [1.0]}
@@ -57,3 +59,16 @@ def test_ratios_are_of_the_same_turn(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = capsys.readouterr().out
     assert "| a job, full | 1.05 | 2.25 | 7.60 | 2.10 | 1.25 | 25.0 points |" in table
     assert "| a job, narrow | 3.00 |" in table
+
+
+def test_the_readme_shows_what_the_benchmark_prints() -> None:
+    _, _, speed = README.partition("\n## Speed\n")
+    headers = [
+        cell
+        for line in speed.partition("\n## ")[0].splitlines()
+        if " / " in line and line.startswith("|")
+        for cell in line.strip("| ").split(" | ")
+    ]
+    figures = [name for name in headers if " / " in name]
+    assert len(figures) >= 7
+    assert set(figures) <= set(SCRIPT["FIGURES"])

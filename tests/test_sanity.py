@@ -720,6 +720,19 @@ def test_audit_fails_what_is_refused_and_passes_what_is_right(tiny: Path, images
     assert (right.outcome, partly.outcome, wrong.outcome) == (Fact("pass"), Fact("fail"), Fact("fail"))
     assert "on 360 images; its classes are in another order" in partly.measured
     assert "on 360 images, chance; its classes are in another order" in wrong.measured
+    x, y = (part[(images[1] == 3) | (torch.arange(360) % 4 == 0)] for part in images)
+    always = look_at_accuracy("mine", Always(3), x, y, NAMES)
+    assert always.outcome == Fact("fail")
+    assert float((y == 3).float().mean()) > 0.25, "more than one in ten"
+
+
+class Always(nn.Module):
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(10)[self.label].expand(len(x), 10)
 
 
 class Chosen(nn.Module):

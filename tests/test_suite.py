@@ -291,6 +291,7 @@ def test_the_suite_that_people_copy_compares_methods_and_nothing_else(tmp_path: 
         ("version = 1", "version = 2", "version = 2: input should be 1"),
         ('title = "T"', "", "key 'title' is missing"),
         ('title = "T"', 'titel = "T"', "title"),
+        ('eps = [8, "0.5/255", "16/255"]', "eps = []", r"attack.1.eps: at least 1 is needed$"),
         ("headline_eps = 8", "headline_esp = 8", r"unknown key 'headline_esp' \(did you mean 'headline_eps'\?\)"),
         ("headline_eps = 8", 'headline_eps = "0.1"', "headline_eps: budget '0.1' is ambiguous"),
         ("seeds = [1, 2]", "seeds = 3", r"train.erm.seeds = 3: should be a list of whole numbers, such as \[1, 2\]"),

@@ -93,11 +93,13 @@ def look_at_accuracy(name: str, model: nn.Module, x: Tensor, y: Tensor, classes:
     """
     if not isinstance(model, Wrapped) and x.ndim == 4:
         model = Wrapped(name, nn.Identity(), Normalize(x.shape[1]).to(x.device), model)
-    predicted = {AS_IT_IS: logits_of(model, x).argmax(dim=1)} | predictions(model, x)
+    logits = logits_of(model, x)
+    predicted = {AS_IT_IS: logits.argmax(dim=1)} | predictions(model, x)
     right = predicted[AS_IT_IS] == y
     measured = f"{_percent(float(right.float().mean()))} on {len(y)} images"
-    if not above_chance(right, len(classes)):
-        return Observation("accuracy", f"{measured}, chance; {way_out(name, predicted, y, classes)}", Fact("fail"))
+    if not above_chance(right, len(classes), y):
+        remedy = way_out(name, predicted, y, classes, logits.argmin(dim=1))
+        return Observation("accuracy", f"{measured}, chance; {remedy}", Fact("fail"))
     if wrong := other_order(name, predicted, y, classes) or better_normalization(name, predicted, y):
         return Observation("accuracy", f"{measured}; {wrong}", Fact("fail"))
     return Observation("accuracy", f"{measured}; no usual normalisation or other order is better", Fact("pass"))

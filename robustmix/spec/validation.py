@@ -71,6 +71,8 @@ def explain(error: ValidationError, spec: type[BaseModel]) -> str:
         return unknown("key", key, _keys_beside(location, spec))
     if first["type"] == "missing":
         return f"key {key!r} is missing"
+    if first["type"] == "too_short":
+        return f"{key}: at least {first['ctx']['min_length']} is needed"
     if message.startswith("Input should"):
         return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"
     return f"{key}: {message}" if key else message
