@@ -240,7 +240,7 @@ def test_a_run_comes_before_models_of_others_and_these_in_their_order() -> None:
     run = network("erm1", {}).as_run()
     theirs = [ForeignModel(name, digest) for name, digest in (("a:b", run.weights or ""), ("b:b", "1" * 64))]
     again = ForeignModel("c:b", "1" * 64)
-    assert shown_names([*theirs, run, again]) == {"a:b": "erm1", "erm1": "erm1", "b:b": "b:b", "c:b": "b:b"}
+    assert shown_names([*theirs, run, again], []) == {"a:b": "erm1", "erm1": "erm1", "b:b": "b:b", "c:b": "b:b"}
 
 
 # ---- audits ------------------------------------------------------------------------------------------------

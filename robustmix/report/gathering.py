@@ -75,7 +75,7 @@ def collect(
         bearers: dict[str, Bearer] = {
             name: known.get(name) or finished_run(place, name) for name in dict.fromkeys([*sources, *targets])
         }
-        shown = shown_names(bearers.values(), suite)
+        shown = shown_names(bearers.values(), cells, suite)
         bearers = {name: bearer for name, bearer in bearers.items() if shown[name] == name}
         sources, targets = (list(dict.fromkeys(shown[name] for name in names)) for names in (sources, targets))
         runs = [bearer for bearer in bearers.values() if isinstance(bearer, Run)]
@@ -87,7 +87,7 @@ def collect(
         title, note = suite.title, suite.note
     else:
         every: list[Bearer] = [*(read_run(place, name) for name in run_names(place)), *models]
-        shown = shown_names(every)
+        shown = shown_names(every, cells)
         choice = choose_unbound(cells, [bearer for bearer in every if shown[bearer.name] == bearer.name], data, inputs)
     folder = place.report(name or suite_name or _usable(choice.data))
     headline = (suite and suite.headline_eps) or _usual_eps(choice.cells)

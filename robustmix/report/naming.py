@@ -6,18 +6,21 @@ from robustmix.errors import SpecError
 from robustmix.progress import say
 from robustmix.report.text import join_names
 from robustmix.spec.suite import Suite
+from robustmix.store.cells import Cell
 from robustmix.store.results import Bearer
 from robustmix.store.runs import Run
 
 
-def shown_names(bearers: Iterable[Bearer], suite: Suite | None = None) -> dict[str, str]:
+def shown_names(bearers: Iterable[Bearer], cells: Iterable[Cell], suite: Suite | None = None) -> dict[str, str]:
     """The name that each network is shown under, by each of its names.
 
-    That of a run before a model of others; what the suite's publication, then the suite itself calls it; what begins
-    with the run's method, so that a copy does not say another one; then the first.
+    That of a run before a model of others; what the suite's publication, then the suite itself calls it; what it was
+    called when it was attacked; what begins with the run's method, so that a copy does not say another one; then the
+    first.
 
     Args:
         bearers: runs and models, in the report's order.
+        cells: that the report may show.
         suite: that is reported, if there is one.
 
     Raises:
@@ -26,11 +29,12 @@ def shown_names(bearers: Iterable[Bearer], suite: Suite | None = None) -> dict[s
     published = suite.published if suite else None
     design = [*published.white, published.source, *published.targets] if published else []
     asked = [*suite.source_patterns, *suite.target_patterns] if suite else []
+    called = {name for cell in cells for name in (cell.facts.source_name, cell.facts.target_name)}
 
     def rank(bearer: Bearer) -> tuple[bool, ...]:
         run, name = bearer if isinstance(bearer, Run) else None, bearer.name
         says_method = run is not None and name.startswith(run.recipe.method)
-        return run is None, name not in design, name not in asked, not says_method
+        return run is None, name not in design, name not in asked, name not in called, not says_method
 
     by_weights: dict[str, list[Bearer]] = {}
     for bearer in bearers:
