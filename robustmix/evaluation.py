@@ -12,26 +12,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustmix._version import __version__
-from robustmix.device import compile_network, describe_device, is_out_of_memory
+from robustmix.device import compile_network, is_out_of_memory
 from robustmix.errors import EvaluationError, StoreError
 from robustmix.gallery import Gallery, Shown
 from robustmix.handover import gathered
 from robustmix.launching import launch
-from robustmix.measurement import Keep, Measured, batch_states, measure, on_device, rows
+from robustmix.measurement import Keep, Measured, made_cells, measure, on_device
 from robustmix.participants import Participant
 from robustmix.planning import Plan, existing_cell, make_plan, missing_cells, missing_clean
 from robustmix.progress import say
 from robustmix.spec.names import Device
 from robustmix.spec.suite import Suite, load_suite
 from robustmix.store.cell_files import cell_path, read_cell, trusted_cell, write_cell
-from robustmix.store.cells import Cell, CellFacts
+from robustmix.store.cells import Cell
 from robustmix.store.claims import claim, holder
 from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
-from robustmix.work import DEFAULT_BATCH, Unit, Wanted, clean_unit, halved, resized
+from robustmix.work import DEFAULT_BATCH, Unit, clean_unit, halved, resized
 
 POLL_S: Final = 1.0
 WORTH_SAYING: Final = 0.05
@@ -236,12 +235,23 @@ class _Job:
             seconds = time.perf_counter() - started
             if everything.waited > WORTH_SAYING * seconds:
                 say(f"{title}: {everything.waited / seconds:.0%} of the time went into waiting for data (--workers)")
-            # Clean predictions that an attack of smaller batches is compared with replace none at the size asked for.
-            smaller = unit.batch_size < claimed.batch_size and (unit.source is None) == (claimed.source is None)
-            halved_from = claimed.batch_size if smaller else None
-            for cell, columns in zip(unit.cells, everything.columns, strict=True):
-                facts = self._facts(unit, cell, everything, seconds, halved_from)
-                write_cell(self.place.cells, Cell(cell.identity, facts, rows(columns, self.inputs.labels)))
+            data = self.plan.data
+            for cell in made_cells(
+                unit,
+                everything,
+                self.inputs.labels,
+                self.team.device,
+                data=data.name,
+                like=data.like,
+                data_note=data.note,
+                data_spec=data.spec,
+                classes=data.classes,
+                unit_seconds=round(seconds, 3),
+                data_wait=round(everything.waited / seconds, 4),
+                normalize=self.plan.normalize,
+                halved_from=claimed.batch_size if unit.batch_size < claimed.batch_size else None,
+            ):
+                write_cell(self.place.cells, cell)
         return complete
 
     def _attempt(
@@ -276,30 +286,6 @@ class _Job:
             else:
                 self._models[key] = self.plan.load(one, self.team.device)
         return self._models[key]
-
-    def _facts(
-        self, unit: Unit, cell: Wanted, measured: Measured, seconds: float, halved_from: int | None
-    ) -> CellFacts:
-        data = self.plan.data
-        return CellFacts(
-            data=data.name,
-            like=data.like,
-            data_note=data.note,
-            data_spec=data.spec,
-            classes=data.classes,
-            source_name=unit.source.name if unit.source else None,
-            target_name=cell.target.name,
-            forward=round(measured.forward / len(self.inputs), 4),
-            backward=round(measured.backward / len(self.inputs), 4),
-            batches=batch_states(measured.states),
-            unit_seconds=round(seconds, 3),
-            data_wait=round(measured.waited / seconds, 4),
-            normalize=self.plan.normalize,
-            halved_from=halved_from,
-            device=describe_device(self.team.device),
-            torch=torch.__version__,
-            robustmix=__version__,
-        )
 
 
 def as_graphs(unit: Unit, device: torch.device) -> bool:

@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmix._version import __version__
 from robustmix.attacks.arguments import check_logits
 from robustmix.attacks.victim import frozen
 from robustmix.data import Split, TensorSplit
-from robustmix.device import describe_device, make_exact
+from robustmix.device import make_exact
 from robustmix.errors import EvaluationError
-from robustmix.measurement import batch_states, measure, rows
+from robustmix.measurement import made_cells, measure
 from robustmix.models.layout import fitted
 from robustmix.participants import Participant
-from robustmix.store.cells import Cell, CellFacts
+from robustmix.store.cells import Cell
 from robustmix.work import Unit
 
 
@@ -81,28 +80,19 @@ def measured_cells(unit: Unit, split: Split, device: torch.device, halved_from: 
     together = nn.ModuleList(everyone.values())
     with frozen(together):
         measured = measure(unit, split, batches, range(len(batches)), lambda one: one.load(), device, unit.title)
-    found = []
-    for cell, columns in zip(unit.cells, measured.columns, strict=True):
-        along = cell in unit.along
-        facts = CellFacts(
-            data="tensors",
-            like=None,
-            data_note=None,
-            data_spec="tensors",
-            classes=(),
-            source_name=unit.source.name if unit.source else None,
-            target_name=cell.target.name,
-            forward=0 if along else measured.forward / len(split),
-            backward=0 if along else measured.backward / len(split),
-            batches=() if along else batch_states(measured.states),
-            unit_seconds=0,
-            halved_from=halved_from,
-            device=describe_device(device),
-            torch=torch.__version__,
-            robustmix=__version__,
-        )
-        found.append(Cell(cell.identity, facts, rows(columns, split.labels)))
-    return found
+    return made_cells(
+        unit,
+        measured,
+        split.labels,
+        device,
+        data="tensors",
+        like=None,
+        data_note=None,
+        data_spec="tensors",
+        classes=(),
+        unit_seconds=0,
+        halved_from=halved_from,
+    )
 
 
 def _images(inputs: Tensor | np.ndarray) -> Tensor:

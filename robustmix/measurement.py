@@ -13,17 +13,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from robustmix._version import __version__
 from robustmix.attacks.geometry import extremes, lengths, round_within
 from robustmix.attacks.victim import not_finite
 from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.data import Split
-from robustmix.device import is_idle, is_out_of_memory
+from robustmix.device import describe_device, is_idle, is_out_of_memory
 from robustmix.errors import EvaluationError
 from robustmix.participants import Participant
 from robustmix.progress import Progress, say
 from robustmix.spec.attack import Course
 from robustmix.spec.names import Norm, Precision
-from robustmix.store.cells import GAP_QUANTILES, ROWS, BatchState
+from robustmix.store.cells import GAP_QUANTILES, ROWS, BatchState, Cell, CellFacts
 from robustmix.units import GREY_LEVELS, IMAGES, echo_budget, to_pixels
 from robustmix.work import Unit
 
@@ -210,7 +211,38 @@ def _joined(found: Tensor, rounded: Tensor | None, extent: Tensor) -> Tensor:
     return torch.cat([found[:-1], finite, rounded[:1], extent])
 
 
-def rows(columns: np.ndarray, labels: Tensor) -> pa.Table:
+def made_cells(unit: Unit, measured: Measured, labels: Tensor, device: torch.device, **facts: Any) -> list[Cell]:
+    """The cells of a unit that has been measured.
+
+    Args:
+        unit: what was measured.
+        measured: of all examples.
+        labels: true labels, int64 [examples].
+        device: that computed it.
+        facts: the fields of `CellFacts` that say of what data and how.
+    """
+    passes = [round(count / len(labels), 4) for count in (measured.forward, measured.backward)]
+    states = _batch_states(measured.states)
+    found = []
+    for cell, columns in zip(unit.cells, measured.columns, strict=True):
+        along = cell in unit.along
+        forward, backward = (0.0, 0.0) if along else passes
+        own = CellFacts(
+            source_name=unit.source.name if unit.source else None,
+            target_name=cell.target.name,
+            forward=forward,
+            backward=backward,
+            batches=() if along else states,
+            device=describe_device(device),
+            torch=torch.__version__,
+            robustmix=__version__,
+            **facts,
+        )
+        found.append(Cell(cell.identity, own, _rows(columns, labels)))
+    return found
+
+
+def _rows(columns: np.ndarray, labels: Tensor) -> pa.Table:
     """The rows of one cell from its float64 [`COLUMNS`, examples]."""
     of = dict(zip(COLUMNS, columns, strict=True))
     rounded = of["rounded"]
@@ -225,7 +257,7 @@ def rows(columns: np.ndarray, labels: Tensor) -> pa.Table:
     return pa.table([pa.array(value).cast(field.type) for value, field in zip(values, ROWS, strict=True)], schema=ROWS)
 
 
-def batch_states(states: np.ndarray) -> tuple[BatchState, ...]:
+def _batch_states(states: np.ndarray) -> tuple[BatchState, ...]:
     """The states of the source by batch, to four significant digits, where gradients were taken."""
     short = [[float(f"{value:.4g}") for value in row] for row in states if not np.isnan(row).any()]
     count = len(GAP_QUANTILES)
