@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmix.attacks.arguments import check_logits
-from robustmix.attacks.victim import frozen
+from robustmix.attacks.victim import explained, frozen
 from robustmix.data import Split, TensorSplit
 from robustmix.device import make_exact
 from robustmix.errors import EvaluationError
@@ -128,7 +128,7 @@ def _device_of(models: Mapping[str, nn.Module]) -> torch.device:
 
 
 def _classes(name: str, model: nn.Module, x: Tensor, labels: Tensor) -> int:
-    with frozen(model), torch.no_grad():
+    with frozen(model), torch.no_grad(), explained(model, x):
         logits = check_logits(model(x), f"model {name!r}", len(x))
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:

@@ -1308,3 +1308,47 @@ def test_everything_is_checked_before_the_first_pass() -> None:
             attacks.sweep("ifgsm", model, X, Y, budgets)
     with pytest.raises(SpecError):
         attacks.sweep("ifgsm", model, X, Y, [0.1, 0.5], steps=2, step_size=0.1)
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(x)
+        logits = (x * gate).flatten(1)
+        gate.mul_(0.5)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 3).double()),
+            "has torch.float64 weights, the inputs are torch.float32",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 3, 2).bfloat16(), nn.Flatten()),
+            "has torch.bfloat16 weights, the inputs are torch.fl",
+        ),
+        (
+            nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()),
+            "the model changes its input, or what a gradient needs, in p",
+        ),
+        (Gated(), "the model changes its input, or what a gradient needs, in place: let it work on a copy"),
+    ],
+    ids=["float64", "bfloat16", "first layer in place", "gate in place"],
+)
+def test_usual_failures_of_a_pass_are_one_line(model: nn.Module, message: str) -> None:
+    x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(EvaluationError, match=message) as caught:
+        attacks.fgsm(model, x, y, 0.1)
+    assert "\n" not in str(caught.value)
+
+
+class Failing(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("something else of any type")
+
+
+def test_other_failures_of_a_pass_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match=r"^something else of any type$"):
+        attacks.fgsm(Failing(4, 3), torch.full((2, 4), 0.5), torch.zeros(2, dtype=torch.int64), 0.1)

@@ -519,6 +519,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_models_of_another_type_are_one_line(images: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(
+        EvaluationError, match=r"has torch.float64 weights, the inputs are torch.float32: .*model.float"
+    ):
+        transfer_matrix({"double": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()}, *images)
+
+
 def test_names_are_looked_at_before_anything_is_computed() -> None:
     network = Flat()
     network.register_forward_hook(lambda *_: pytest.fail("a pass was made"))

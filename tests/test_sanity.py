@@ -752,7 +752,7 @@ class Chosen(nn.Module):
     [
         (
             "gated",
-            "its gradient fails: RuntimeError: one of the variables needed for gradient computation has been mod",
+            "cannot be attacked: the model changes its input, or what a gradient needs, in place: let it work",
         ),
         ("ungrateful", "failed on 2 images [1, 8, 8], with a gradient, in line 117: ValueError: no gradients here"),
         ("detached", "the model's output has no gradient with respect to its input: it runs under no_grad, detaches"),

@@ -38,6 +38,34 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Say what to do where a pass of a model fails for one of two usual reasons.
+
+    Args:
+        model: whose pass is made within.
+        x: its inputs.
+
+    Raises:
+        EvaluationError: the weights are of another type than the inputs, or the inputs are changed in place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        others = {one.dtype for one in model.parameters() if one.is_floating_point()} - {x.dtype}
+        if others and "type" in str(error):
+            raise EvaluationError(
+                f"the model has {' and '.join(sorted(map(str, others)))} weights, the inputs are {x.dtype}: make them "
+                "alike, as by model.float()"
+            ) from error
+        if "in-place operation" in str(error) or "inplace operation" in str(error):
+            raise EvaluationError(
+                "the model changes its input, or what a gradient needs, in place: let it work on a copy, as nn.ReLU "
+                "does without inplace=True"
+            ) from error
+        raise
+
+
 class Victim:
     """A model and the labels of one batch that an attack moves away from.
 
@@ -97,13 +125,16 @@ class Victim:
         """
         with self._frozen(), torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x.detach()
-            logits = check_logits(self.model(x.requires_grad_()), "the model", len(x))
+            with explained(self.model, x):
+                outputs = self.model(x.requires_grad_())
+            logits = check_logits(outputs, "the model", len(x))
             # Half precision would saturate the loss long before float32 does.
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = self._settle(logits)
             gradient = None
             if logits.requires_grad:
-                (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x, allow_unused=True)
+                with explained(self.model, x):
+                    (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x, allow_unused=True)
             if gradient is None:
                 raise EvaluationError(
                     "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or "
