@@ -72,7 +72,8 @@ def transfer_matrix(
 
     Returns:
         A row per cell with the columns of `robustmix.store.results.results_table`, those without an attack first; these
-        cost no pass where they come along with the first gradient of an attack.
+        cost no pass where they come along with the first gradient of an attack. FGSM and I-FGSM share theirs, so that
+        the passes of either are those of both together.
 
     Raises:
         SpecError: an attack or loss is unknown, an argument of another kind, a length unusable, or a name stands for
@@ -167,13 +168,15 @@ def _units(
 ) -> list[Unit]:
     """Every source under every attack, and everybody's clean predictions: with the first gradient where one is taken.
 
-    In a workspace they are computed apart, once for all attacks that are ever made there.
+    In a workspace they are computed apart, once for all attacks that are ever made there; so is FGSM.
     """
-    units = [
-        make_unit(source, spec, spec.courses(None), goals, IN_MEMORY, batch_size)
-        for source in crafting
-        for spec in specs
-    ]
+    units: list[Unit] = []
+    for source in crafting:
+        made = {spec.name: make_unit(source, spec, spec.courses(None), goals, IN_MEMORY, batch_size) for spec in specs}
+        if "fgsm" in made and "ifgsm" in made:
+            # I-FGSM in one full step, whose gradient is the first of the others.
+            made["ifgsm"] = replace(made["ifgsm"], cells=(*made.pop("fgsm").cells, *made["ifgsm"].cells))
+        units += made.values()
     clean = make_unit(None, None, (CLEAN,), goals, IN_MEMORY, batch_size)
     alone = []
     for cell in clean.cells:

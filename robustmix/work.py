@@ -39,7 +39,7 @@ class Unit:
 
     Attributes:
         source: that crafts; None for clean predictions.
-        attack: None for clean predictions.
+        attack: None for clean predictions. Cells of FGSM may stand among those of I-FGSM, of which it is one full step.
         cells: that it consists of, budgets ascending; then the source's clean one, if a gradient brings it along.
         batch_size: examples per batch.
         compiled: whether models are compiled.
@@ -110,7 +110,8 @@ class Unit:
         """What is computed, in a few words."""
         if self.source is None or self.attack is None:
             return "clean predictions"
-        return f"{self.attack.name} from {self.source.name}"
+        names = dict.fromkeys(cell.identity.attack for cell in self.cells if cell.identity.source)
+        return f"{' and '.join(names)} from {self.source.name}"
 
 
 def halved(size: int) -> Iterator[int]:

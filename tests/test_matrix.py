@@ -354,7 +354,8 @@ def test_clean_predictions_come_with_the_first_gradient(
     for name, points in seen.items():
         at_inputs = [point for point in points for part in x.split(40) if torch.equal(point, part)]
         differentiated = [point.requires_grad for point in at_inputs]
-        gradients = sum(attack != "pgd" for attack in attacks)
+        # FGSM's gradient is the first of I-FGSM's.
+        gradients = sum(attack != "pgd" for attack in attacks) - ({"fgsm", "ifgsm"} <= set(attacks))
         assert sorted(differentiated) == sorted([True, True] * gradients if name in sources else [False, False])
     apart = transfer_matrix(sources, *images, attacks=("signs",), eps=(8 / 255,), targets=targets, batch_size=40)
     clean, expected = (table[table["role"] == "clean"].reset_index(drop=True) for table in (found, apart))
@@ -362,6 +363,27 @@ def test_clean_predictions_come_with_the_first_gradient(
     columns = [name for name in COLUMNS if name != "forward"]
     pd.testing.assert_frame_equal(clean[columns], expected[columns])
     assert clean["errors"].nunique() > 1
+
+
+@pytest.mark.parametrize(("steps", "step_size", "gradients"), [(10, 1 / 255, 30), (10, None, 1 + 4 * 9), (1, None, 1)])
+def test_fgsm_shares_the_first_gradient_of_ifgsm(
+    steps: int, step_size: float | None, gradients: int, models: dict[str, nn.Module], images: tuple[Tensor, Tensor]
+) -> None:
+    """And gives the errors that it gives alone."""
+    chosen = {name: models[name] for name in ("erm1", "mixup1")}
+    eps = tuple(length / 255 for length in (1, 2, 4, 8))
+    both, fgsm, ifgsm = (
+        transfer_matrix(chosen, *images, attacks, eps, steps, step_size)
+        for attacks in (("ifgsm", "fgsm"), ("fgsm",), ("ifgsm",))
+    )
+    attacked = both[both["role"] != "clean"]
+    assert set(attacked["backward"]) == {gradients}
+    assert set(attacked["forward"]) == {gradients + 2 * 2 * 4}
+    for alone, attack in ((fgsm, "fgsm"), (ifgsm, "ifgsm")):
+        expected = alone[alone["role"] != "clean"].reset_index(drop=True)
+        found = attacked[attacked["attack"] == attack].reset_index(drop=True)
+        assert figures(found) == figures(expected)
+        assert len(found) == 2 * 2 * 4
 
 
 def test_clean_predictions_come_along_for_a_target_of_another_name(

@@ -47,7 +47,7 @@ class Job:
         attacks: names.
         eps: budgets, units of 1/255.
         step: length of a step in units of 1/255; None for eps / steps.
-        gradients: that the attacks of one source cannot do without, each by itself, per example.
+        gradients: that the attacks of one source cannot do without, per example; FGSM's is the first of I-FGSM's.
         images: to attack with the narrow and with the full network.
         turns: of ours and of torchattacks, with the narrow and with the full network.
     """
@@ -76,8 +76,8 @@ LESS_OFTEN: Final = {"narrow": 7, "full": 3}
 JOBS: Final = {
     "FGSM x 8 budgets": Job(1, ("fgsm",), (0.5, 1, 2, 3, 4, 6, 8, 16), None, 1, MANY, OFTEN),
     "I-FGSM-10": Job(1, ("ifgsm",), (4,), None, 10, ALL, OFTEN),
-    "3 x 3 matrix, steps of 1/255": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), 1, 1 + 10 + 5 + 7 + 8, SOME, LESS_OFTEN),
-    "3 x 3 matrix, steps of eps/10": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), None, 1 + 1 + 4 * 9, SOME, LESS_OFTEN),
+    "3 x 3 matrix, steps of 1/255": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), 1, 10 + 5 + 7 + 8, SOME, LESS_OFTEN),
+    "3 x 3 matrix, steps of eps/10": Job(3, ("fgsm", "ifgsm"), (1, 2, 4, 8), None, 1 + 4 * 9, SOME, LESS_OFTEN),
 }
 
 
@@ -180,10 +180,9 @@ PEERS: Final[dict[str, Callable[[Job, dict[str, nn.Module], Tensor, Tensor], np.
 class Replay:
     """The passes of a call taken once more, each right after the call's own, as bare as it can be.
 
-    These are the limit: what no attack by itself can do without (FGSM's gradient is the first of I-FGSM's: each counts
-    it, since each is computed, claimed and resumed by itself), at the same precision and layout, at the very points
-    where ours takes them: where gradients are tiny a CPU computes them more slowly. The same passes minutes later may
-    take half as long again on a shared machine; within the same second they do not.
+    These are the limit: what no attack can do without, at the same precision and layout, at the very points where ours
+    takes them: where gradients are tiny a CPU computes them more slowly. The same passes minutes later may take half as
+    long again on a shared machine; within the same second they do not.
 
     Attributes:
         seconds: that the replayed passes took.
