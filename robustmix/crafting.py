@@ -14,7 +14,7 @@ from robustmix.attacks.peers import craft_by_peer
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
 from robustmix.moving import moved
-from robustmix.spec.attack import AttackSpec, Course
+from robustmix.spec.attack import GRADIENT_FREE, MINIMUM_NORM, AttackSpec, Course
 from robustmix.spec.names import Precision
 from robustmix.store.cells import GAP_QUANTILES
 from robustmix.units import to_pixels
@@ -142,10 +142,17 @@ class Crafting:
                 self.victim = Victim(source, labels, attack.loss, trusted=True)
                 self.victim.observe(logits[0], labels, gradients[0])
             return x_adv
-        return craft_foreign(
-            attack.name, source, self.x, labels, at.eps,
-            norm=attack.metric, steps=at.steps, options=attack.options, classes=classes, seed=self.seed,
-        )  # fmt: skip
+        with _first_pass(source) as (logits, gradients):
+            x_adv = craft_foreign(
+                attack.name, source, self.x, labels, at.eps,
+                norm=attack.metric, steps=at.steps, options=attack.options, classes=classes, seed=self.seed,
+            )  # fmt: skip
+        # AutoAttack's first gradient says little: where it vanishes, three more attacks follow, one without any.
+        if self.victim is None and attack.name in MINIMUM_NORM and attack.name not in GRADIENT_FREE:
+            self.victim = Victim(source, labels, attack.loss, trusted=True)
+            # Without an example that the source gets right there is nothing to attack, and no gradient.
+            self.victim.observe_some(logits[0], labels, gradients[0] if gradients else self.x[:0])
+        return x_adv
 
     def _classes(self) -> int:
         assert self.unit.source is not None
@@ -155,14 +162,16 @@ class Crafting:
 
 @contextmanager
 def _first_pass(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """The logits [B, K] of the first pass that somebody else makes of a model, and the gradient at its inputs."""
+    """The logits [B, K] of the first pass that somebody else makes of a model, and the first gradient at its inputs."""
     logits: list[Tensor] = []
     gradients: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        (x,) = args
         if not logits:
             logits.append(out.detach())
-            args[0].register_hook(gradients.append)
+        if not gradients and x.requires_grad:
+            x.register_hook(gradients.append)
 
     hook = model.register_forward_hook(note)
     try:

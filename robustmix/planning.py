@@ -17,7 +17,7 @@ from robustmix.errors import EvaluationError, SpecError
 from robustmix.participants import Participant, distinct, find_participants, is_foreign
 from robustmix.progress import say
 from robustmix.sanity import check_model, some_images
-from robustmix.spec.attack import AttackSpec, Course
+from robustmix.spec.attack import GRADIENT_FREE, AttackSpec, Course
 from robustmix.spec.suite import Suite, match_runs
 from robustmix.store.cell_files import trusted_cell
 from robustmix.store.cells import Cell, CellIdentity
@@ -65,7 +65,9 @@ class Plan:
             model = one.load().to(device).eval().requires_grad_(False)
             if one.run is None:
                 followed = any(
-                    unit.backward and unit.source and unit.source.digest == one.digest for unit in self.everything
+                    unit.source and unit.source.digest == one.digest and unit.attack.name not in GRADIENT_FREE
+                    for unit in self.everything
+                    if unit.attack
                 )
                 images, labels = some_images(self.data.test, device)
                 check_model(one, model, images, labels, self.data.classes, differentiate=followed)

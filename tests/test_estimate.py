@@ -114,8 +114,11 @@ def test_other_errors_are_not_taken_for_exhausted_memory(workspace: Path) -> Non
         estimate_seconds(plan_of(workspace, "Broken", FGSM), CPU)
 
 
-def test_a_dry_run_of_a_model_without_a_gradient_is_one_line(workspace: Path, call: Call) -> None:
-    flags = "--source net.py:Numb --data digits --limit 40 --attack fgsm --eps 16 --dry-run"
+@pytest.mark.parametrize("attack", ["fgsm --eps 16", "cw", "signs cw"])
+def test_a_dry_run_of_a_model_without_a_gradient_is_one_line(attack: str, workspace: Path, call: Call) -> None:
+    if "cw" in attack:
+        pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+    flags = f"--source net.py:Numb --data digits --limit 40 --attack {attack} --dry-run"
     done = call("attack", *flags.split())
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith(

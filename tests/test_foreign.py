@@ -18,7 +18,7 @@ from robustmix.attacks.foreign import craft_foreign
 from robustmix.attacks.libraries import MAKERS, check_installed
 from robustmix.attacks.peers import craft_by_peer
 from robustmix.errors import EvaluationError, SpecError
-from robustmix.spec.attack import FOREIGN, MINIMUM_NORM
+from robustmix.spec.attack import FOREIGN, GRADIENT_FREE, MINIMUM_NORM
 from robustmix.spec.names import Norm
 
 pytest.importorskip("torchattacks", reason="pip install robustmix[attacks]")
@@ -142,6 +142,18 @@ class Overflowing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)[:, :5]
         return flat / 0 - flat / 0 if self.what == "logits" else flat + (0 * flat).sqrt()
+
+
+class Detached(nn.Module):
+    """A network without a gradient."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.detach())
+        return logits
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -324,6 +336,19 @@ def test_a_nan_is_an_error_and_leaves_no_trace_either(name: str, what: str) -> N
     with pytest.raises(EvaluationError, match=f"{name}: a logit or a gradient is NaN"):
         craft(name, Overflowing(what), x, x.flatten(1)[:, :5].argmax(1))
     assert random_states() == before
+
+
+@pytest.mark.usefixtures("brief_autoattack")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_model_without_a_gradient_is_not_taken_for_robust(name: str, net: Net, batch: tuple[Tensor, Tensor]) -> None:
+    """foolbox's C&W goes on without one, finds nothing, and says so of a network that has a gradient."""
+
+    x, y = batch
+    if name in GRADIENT_FREE:
+        assert not torch.equal(craft(name, Detached(net), x, y), x)
+    else:
+        with pytest.raises(EvaluationError, match="no gradient with respect to its input"):
+            craft(name, Detached(net), x, y, norm="l2")
 
 
 @pytest.mark.usefixtures("brief_autoattack")

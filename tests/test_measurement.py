@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import robustmix
 from robustmix import AttackSpec, Suite, attacks, crafting, evaluate
 from robustmix.attacks.foreign import craft_foreign
+from robustmix.cli.tables import print_results
 from robustmix.crafting import STATE, Counted, Crafting
 from robustmix.errors import EvaluationError
 from robustmix.evaluation import compute
@@ -52,6 +53,11 @@ class NoSlope(Net):
 class NoGradient(Net):
     def forward(self, x):
         return self.network(x.detach())
+
+class Stairs(Net):
+    '''Of the same predictions nearly, and of no slope.'''
+    def forward(self, x):
+        return self.network((64 * x).round() / 64)
 
 class NoLogit(Net):
     '''No number where the corner that every digit leaves black is not.'''
@@ -338,6 +344,32 @@ def test_what_saturates_is_recorded_whoever_makes_the_attack(impl: Any, workspac
             assert state.zero_gradient >= ours.zero_gradient > 0.5
 
 
+def test_what_vanishes_is_recorded_of_the_smallest_perturbations_too(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no direction to go they find nothing, and would find the network robust."""
+    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+    steep, stairs = "erm1", f"{workspace}/net.py:Stairs"
+    kinds = [AttackSpec(name="fgsm", eps=(16,)), *(AttackSpec(name=name, steps=3) for name in ("deepfool", "cw"))]
+    wanted = suite(*kinds, AttackSpec(name="hopskipjump", steps=2), sources=(steep, stairs), limit=60)
+    results = evaluate(wanted, workspace=workspace, batch_size=20)
+    white = [cell for cell in attacked(workspace) if cell.identity.source == cell.identity.target]
+    found = {(cell.facts.source_name, cell.identity.attack): cell.facts.batches for cell in white}
+    own = results[results["role"] != "transfer"].set_index(["target", "attack"])
+    for source in (steep, stairs):
+        assert found[source, "hopskipjump"] == (), "no gradient was taken"
+        assert len(found[source, "fgsm"]) == 3
+        for attack in ("deepfool", "cw"):
+            for state, ours in zip(found[source, attack], found[source, "fgsm"], strict=True):
+                assert (state.gap, state.saturated) == (ours.gap, ours.saturated)
+            # What is misclassified already is not attacked.
+            expected = 1 - own["error"][source, "clean"] if source == stairs else 0
+            assert own["zero_gradient"][source, attack] == pytest.approx(expected, rel=1e-3)
+    capsys.readouterr()
+    print_results(results)
+    assert f"warning: {stairs} has a gradient of exactly zero on" in capsys.readouterr().err
+
+
 # ---- nothing waits ---------------------------------------------------------------------------------------
 
 UNWAITED: Final = (
@@ -587,7 +619,7 @@ def test_another_library_s_attack_is_scored_by_ourselves(workspace: Path) -> Non
         assert cell.rows["prediction"].to_pylist() == predicted.tolist()
         length = (x_adv - digits(24)[0]).flatten(1).norm(dim=1)
         np.testing.assert_allclose(cell.rows["norm"].to_numpy(), length.numpy(), rtol=1e-5)
-        assert cell.facts.batches == ()
+        assert len(cell.facts.batches) == 2
     row = table[(table["attack"] == "deepfool") & (table["role"] == "white")].iloc[0]
     assert math.isnan(row["eps_255"])
     assert 0 < row["norm_median_255"] < 1000

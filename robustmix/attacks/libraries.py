@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmix.attacks.victim import frozen
+from robustmix.attacks.victim import NO_GRADIENT, frozen
 from robustmix.errors import EvaluationError, SpecError
 from robustmix.rng import Stream, generator
 from robustmix.units import IMAGES
@@ -62,10 +62,17 @@ class Watched(nn.Module):
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, K] of inputs [B, ...]."""
+        """Logits [B, K] of inputs [B, ...].
+
+        Raises:
+            EvaluationError: there is no gradient where one is wanted.
+        """
         if x.requires_grad:
             x.register_hook(self._note)
         logits: Tensor = self.model(x)
+        # foolbox's C&W would go on without one, and find the model robust.
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise EvaluationError(NO_GRADIENT)
         self._note(logits.detach())
         return logits
 

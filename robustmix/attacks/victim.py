@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,11 @@ from robustmix.attacks.arguments import check_logits
 from robustmix.attacks.geometry import extremes
 from robustmix.attacks.losses import check_loss_fits, loss_named, margin
 from robustmix.errors import EvaluationError
+
+NO_GRADIENT: Final = (
+    "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or rounds; make it "
+    "differentiable, or attack it with square or hopskipjump"
+)
 
 
 @contextmanager
@@ -136,10 +142,7 @@ class Victim:
                 with explained(self.model, x):
                     (gradient,) = torch.autograd.grad(self._loss(logits, labels).sum(), x, allow_unused=True)
             if gradient is None:
-                raise EvaluationError(
-                    "the model's output has no gradient with respect to its input: it runs under no_grad, detaches or "
-                    "rounds; make it differentiable, or attack it with square or hopskipjump"
-                )
+                raise EvaluationError(NO_GRADIENT)
         self.observe(logits.detach(), labels, gradient)
         return gradient
 
@@ -155,8 +158,23 @@ class Victim:
         # By the extremes, which pass a NaN on: a look at each element by itself would take as long as a step.
         low, high = extremes(gradient)
         if not len(self.gap):
-            self._remember(logits.float(), labels, (low == 0) & (high == 0))
+            self._remember(logits, labels, (low == 0) & (high == 0))
         self._note(low.isfinite() & high.isfinite() & (logits.amax(dim=1) < torch.inf))
+
+    def observe_some(self, logits: Tensor, labels: Tensor, gradient: Tensor) -> None:
+        """Keep what one pass showed of another library's attack, which looks after its numbers itself.
+
+        Args:
+            logits: [B, K].
+            labels: int64 [B].
+            gradient: with respect to the inputs of those examples that it follows one for [b, ...], b at most B.
+        """
+        low, high = extremes(gradient)
+        zero = torch.zeros_like(labels, dtype=torch.bool)
+        # Which examples these are does not matter to a share.
+        zero[: len(gradient)] = (low == 0) & (high == 0)
+        self._remember(logits, labels, zero)
+        self.finite = torch.ones_like(zero)
 
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
@@ -201,7 +219,7 @@ class Victim:
 
     def _remember(self, logits: Tensor, labels: Tensor, zero_gradient: Tensor) -> None:
         # A copy: compiled networks may reuse the memory of their outputs.
-        self.logits = logits.clone()
+        self.logits = logits = logits.float().clone()
         self.gap = -margin(logits, labels)
         self.saturated = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1) == 1
         self.zero_gradient = zero_gradient

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustmix.progress import say
+from robustmix.spec.attack import ITERATED
 from robustmix.spec.titles import attack_label
 from robustmix.units import format_budget
 
@@ -87,7 +88,8 @@ def _say_what_failed(results: "pd.DataFrame") -> None:
     """Warn of sources whose loss had nothing left to say: what they did not break is not thereby robust."""
     attacked = results[results["source"].notna()]
     for source, own in attacked.groupby("source"):
-        lost = own.loc[own["loss"] == "ce", "saturated"].max()
+        ascending = own["attack"].isin(("fgsm", *ITERATED)) & (own["loss"] == "ce")
+        lost = own.loc[ascending, "saturated"].max()
         if lost > WORTH_SAYING:
             say(
                 f"warning: {source} gives {lost:.1%} of the labels a probability of exactly 1, where cross-entropy has "

@@ -1,6 +1,6 @@
 """Whether the numbers can be trusted: gradients that vanish, faster crafting, images rounded to 8 bits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean, median
 from typing import Final
 
@@ -11,7 +11,6 @@ from robustmix.report.result import Result
 from robustmix.report.tables import Table
 from robustmix.report.text import ROLES, budget, join_names, percent, plural, points
 from robustmix.spec.attack import ITERATED
-from robustmix.spec.names import LOSSES
 from robustmix.store.cells import GAP_QUANTILES, BatchState, Cell
 from robustmix.store.results import over_examples, wrong
 
@@ -36,7 +35,7 @@ def gradients(material: Material) -> Table:
 def saturated(material: Material) -> list[str]:
     """Which sources have too many labels of probability 1 for cross-entropy, or no gradient; nothing if none has."""
     found = []
-    if shares := _worst(material, lambda state: state.saturated, losses=("ce",)):
+    if shares := _worst(material, lambda state: state.saturated, _ascends_cross_entropy):
         found.append(
             f"The label's probability is exactly 1 in float32 on {shares}: cross-entropy has lost its true-class term "
             "there, and attacks that ascend it look weaker than they are. --loss logodds does not have this problem."
@@ -48,22 +47,24 @@ def saturated(material: Material) -> list[str]:
 
 def unrecorded(material: Material) -> list[str]:
     """The sources that one of our attacks ascended cross-entropy on without a record of what its gradients showed."""
-    recorded = {source for (source, _), cell in _with_states(material).items() if cell.identity.loss == "ce"}
-    ascended = {
-        cell.identity.source
-        for cell in material.cells
-        if cell.identity.attack in ("fgsm", *ITERATED) and cell.identity.loss == "ce"
-    }
+    recorded = {source for (source, _), cell in _with_states(material).items() if _ascends_cross_entropy(cell)}
+    ascended = {cell.identity.source for cell in material.cells if _ascends_cross_entropy(cell)}
     names = [name for name in material.names if name in material.evidence.sources]
     return [name for name in names if material.weights[name] in ascended and name not in recorded]
 
 
-def _worst(material: Material, share_of: Callable[[BatchState], float], losses: Sequence[str] = LOSSES) -> str:
-    """The largest share of each source over its attacks up some losses, as a phrase; empty if none is worth saying."""
+def _ascends_cross_entropy(cell: Cell) -> bool:
+    return cell.identity.attack in ("fgsm", *ITERATED) and cell.identity.loss == "ce"
+
+
+def _worst(
+    material: Material, share_of: Callable[[BatchState], float], counts: Callable[[Cell], bool] = lambda cell: True
+) -> str:
+    """The largest share of each source over its attacks that count, as a phrase; empty if none is worth saying."""
     worst: dict[str, float] = {}
     for (source, _), cell in _with_states(material).items():
         share = over_examples(cell, [share_of(state) for state in cell.facts.batches])
-        if cell.identity.loss in losses and share > SATURATED:
+        if counts(cell) and share > SATURATED:
             worst[source] = max(share, worst.get(source, 0))
     shares = [f"{percent(share)} of the images for {source}" for source, share in worst.items()]
     return join_names(shares) if shares else ""

@@ -42,6 +42,9 @@ MINIMUM_NORM: Final = ("deepfool", "cw", "hopskipjump")
 # Made by torchattacks or foolbox, never written again here.
 FOREIGN: Final = ("autoattack", "square", *MINIMUM_NORM)
 
+# They work on models that have no gradient.
+GRADIENT_FREE: Final = ("signs", "noise", "square", "hopskipjump")
+
 # The parameters of each attack that another one may lack.
 _STEPPED: Final = frozenset({"loss", "steps", "step", "impl"})
 
