@@ -13,6 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from tiny import Call
 
+# What fails there is shown as in a test.
+pytest.register_assert_rewrite("attack_checks")
+
 # Before torch is imported, here and in every subprocess: workers that each start a thread per core crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -294,7 +294,7 @@ def test_budget_that_is_out_of_reach_is_refused_with_the_step_that_reaches_it(
     ],
 )
 def test_gradients_are_counted_as_they_are_shared(name: str, fields: dict[str, Any], gradients: int) -> None:
-    """That an attack takes as many is proved by `test_attacks`."""
+    """That an attack takes as many is proved by `attack_checks`."""
     asked = spec(name, **fields)
     assert asked.gradients(asked.courses("digits")) == gradients
 

@@ -10,7 +10,7 @@ from typing import Final, get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from test_attacks import linear, middle, refusal
+from attack_checks import linear, middle, refusal
 from torch import Tensor, nn
 
 from robustmix import attacks

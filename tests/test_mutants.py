@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Final
 
+import attack_checks
 import pytest
-import test_attacks
 import test_losses
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from robustmix.attacks import Victim, geometry, gradient, losses, victim
 from robustmix.spec.attack import Course
 from robustmix.spec.names import AttackName, Norm
 
-engine = test_attacks.engine
-CHECKS: Final = test_attacks.CHECKS | test_losses.CHECKS
+engine = attack_checks.engine
+CHECKS: Final = attack_checks.CHECKS | test_losses.CHECKS
 
 STEP, STEEPEST, ASCEND, WALK, BRANCHES = (
     gradient.step,
