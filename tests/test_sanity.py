@@ -20,17 +20,8 @@ from robustmix.judging import Fact
 from robustmix.models.classifier import Normalize
 from robustmix.outputs import check_gradient, check_outputs, output_faults
 from robustmix.participants import find_participants
-from robustmix.sanity import (
-    AS_IT_IS,
-    above_chance,
-    better_normalization,
-    check_model,
-    other_order,
-    predictions,
-    some_images,
-    warn_of_chance,
-    way_out,
-)
+from robustmix.remedies import AS_IT_IS, above_chance, better_normalization, other_order, predictions, way_out
+from robustmix.sanity import check_model, some_images, warn_of_chance
 from robustmix.store.workspace import Workspace
 from robustmix.zoo import Wrapped
 

@@ -14,7 +14,7 @@ from robustmix.errors import EvaluationError
 from robustmix.judging import TESTS, Fact, NotRun, Observation, Share
 from robustmix.models.classifier import Normalize
 from robustmix.outputs import OutputFault, logits_of, output_faults
-from robustmix.sanity import AS_IT_IS, above_chance, better_normalization, other_order, predictions, way_out
+from robustmix.remedies import AS_IT_IS, above_chance, better_normalization, other_order, predictions, way_out
 from robustmix.store.cells import GAP_QUANTILES
 from robustmix.store.runs import Run
 from robustmix.zoo import Wrapped
