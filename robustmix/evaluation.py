@@ -111,7 +111,7 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
     plan = replace(plan, missing=team.share(plan.missing))
     job = _Job(plan, place, team)
     team.in_turn(job.check_strangers)
-    if plan.units and team.rank == 0:
+    if team.rank == 0:
         remove_forsaken(place)
     computed = job.work_through(plan.units, job.finish)
     # Only now does it show in which batches everything was attacked.

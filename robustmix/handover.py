@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustmix.errors import StoreError
 from robustmix.measurement import Measured
 from robustmix.store.atomic import write_atomically
+from robustmix.store.gallery import DAMAGED
 from robustmix.store.parts import measured_part, taken_over
 from robustmix.store.workspace import Workspace
 from robustmix.team import Team
@@ -32,7 +34,7 @@ def gathered(
         On rank 0, all of it, or None if memory ran out in any process; None on the others.
 
     Raises:
-        StoreError: a process's file cannot be written, or another job has taken the work over.
+        StoreError: a process's file cannot be written or read, or another job has taken the work over.
     """
     if team.size == 1:
         return own
@@ -49,6 +51,11 @@ def gathered(
                 read.append({name: file[name] for name in file})
         except FileNotFoundError:
             raise taken_over(path) from None
+        except (OSError, *DAMAGED) as error:
+            raise StoreError(
+                f"{path}, in which process {paths.index(path)} handed over what it had measured, cannot be read "
+                f"({type(error).__name__}): run the same command again; what had finished is kept"
+            ) from None
         path.unlink(missing_ok=True)
     if any(part["failed"] for part in read):
         return None

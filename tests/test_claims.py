@@ -182,8 +182,11 @@ def test_a_claim_that_cannot_be_removed_grows_stale_although_its_process_lives(
     assert won(tmp_path)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("content", [None, b"", b'{"host": "a'])
-def test_a_job_elsewhere_is_dead_when_its_claim_is_untouched_for_long(tmp_path: Path, content: bytes | None) -> None:
+def test_a_job_elsewhere_is_dead_when_its_claim_is_untouched_for_long(
+    tmp_path: Path, content: bytes | None, ahead: bool
+) -> None:
     path = tmp_path / "unit.claim"
     foreign = json.dumps({"host": "node7", "pid": 2**22 + 1, "started": 5, "realm": "another boot pid:[1]"}).encode()
     path.write_bytes(foreign if content is None else content)
@@ -192,7 +195,9 @@ def test_a_job_elsewhere_is_dead_when_its_claim_is_untouched_for_long(tmp_path: 
     touched = path.stat().st_mtime
     os.utime(path, (touched, touched - claims.STALE + 10))
     assert not won(tmp_path)
-    os.utime(path, (touched, touched - claims.STALE - 1))
+    # A clock that has been set back leaves it in the future.
+    far = claims.STALE + 60 if ahead else -claims.STALE - 1
+    os.utime(path, (touched, touched + far))
     assert won(tmp_path)
 
 

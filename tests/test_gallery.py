@@ -259,6 +259,29 @@ def test_parts_of_a_killed_job_are_removed_before_anything_else_is_computed(plac
     assert not list(place.parts.iterdir())
 
 
+@knows_processes
+def test_parts_of_a_killed_job_are_removed_where_nothing_is_missing(place: Workspace) -> None:
+    compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
+    _, left = killed(place, plan_of(place, ATTACKS[0], save_images=True))
+    takeover = place.parts / f"{'2' * 64}.takeover"
+    takeover.touch()
+    os.utime(takeover, (0, 0))
+    assert len(left) == 2
+    assert compute(plan_of(place, ATTACKS[1]), place, Team(CPU)) == 0
+    assert not list(place.gallery.glob(".*"))
+    assert not list(place.parts.iterdir())
+
+
+def test_what_is_forsaken_keeps_nobody_from_what_is_there(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise StoreError("Read-only file system")
+
+    compute(plan_of(place, ATTACKS[1]), place, Team(CPU))
+    monkeypatch.setattr(parts, "forsaken", lambda folder: ["2" * 64])
+    monkeypatch.setattr(parts, "claim", refused)
+    assert compute(plan_of(place, ATTACKS[1]), place, Team(CPU)) == 0
+
+
 def test_parts_of_a_live_job_stay(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(place, ATTACKS[0], save_images=True)
     key, left = killed(place, plan)

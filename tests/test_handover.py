@@ -77,3 +77,18 @@ def test_what_another_job_has_removed_is_one_line(tmp_path: Path) -> None:
     remove_parts(place, KEY)
     with pytest.raises(StoreError, match=r"1\.npz is gone: another job has taken the work over"):
         hand_over(place, 0, 2, making)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None], ids=["empty", "cut", "flipped"])
+def test_a_part_that_cannot_be_read_is_one_line_and_nothing_is_trusted(tmp_path: Path, damage: bytes | None) -> None:
+    place, making = Workspace(tmp_path), new_making(KEY)
+    hand_over(place, 1, 2, making)
+    path = place.parts / f"{making}.1.npz"
+    content = path.read_bytes()
+    at = content.index(b"columns.npy") + 200
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] if damage is None else damage)
+    with pytest.raises(StoreError, match=r"\.1\.npz, in which process 1 .* cannot be read .*: run the same") as caught:
+        hand_over(place, 0, 2, making)
+    assert "\n" not in str(caught.value)
+    remove_parts(place, KEY)
+    assert not list(place.parts.iterdir()), "as the next run of the unit removes it"

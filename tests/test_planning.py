@@ -131,6 +131,8 @@ def test_a_cell_without_its_images_counts_as_missing_where_images_are_wanted(
     assert existing_cell(place, own["fgsm"], save_images=True) is None, "scored on images that are gone"
     images = gallery_path(place.gallery, own["fgsm"])
     np.save(images, np.zeros((16, 1, 8, 8), np.uint8))
+    assert existing_cell(place, own["fgsm"], save_images=True) is None, "nobody knows what images these are"
+    images.with_suffix(".json").write_text("{}")
     assert existing_cell(place, own["fgsm"], save_images=True)
     np.save(images, np.zeros((15, 1, 8, 8), np.uint8))
     assert existing_cell(place, own["fgsm"], save_images=True) is None

@@ -120,6 +120,8 @@ GAP_QUANTILES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 class BatchState(Spec):
     """What the first gradient of a batch showed of the source: whether its loss had anything left to say.
 
+    Of DeepFool and C&W, which ascend no loss of ours: the first gradients that they take.
+
     Attributes:
         gap: the `GAP_QUANTILES` of the gap between the label's logit and the largest other.
         saturated: share of examples whose label has a probability of exactly 1 in float32, so that cross-entropy has
@@ -145,7 +147,8 @@ class CellFacts(Spec):
         target_name: the run or model that was scored, at the time.
         forward: forward passes per example of the cell's unit, scoring included, counted as they happened.
         backward: backward passes per example of the cell's unit, counted as they happened.
-        batches: the state of the source in each batch; empty where nobody took a gradient that we saw.
+        batches: the state of the source in each batch, for PGD at the random start of the smallest budget of those
+            computed together; empty where nobody took a gradient that we saw.
         unit_seconds: duration of the unit.
         data_wait: share of that time that was spent waiting for data.
         normalize: what models from a ``FILE.py:FACTORY`` were put behind.

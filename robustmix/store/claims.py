@@ -153,7 +153,8 @@ def _abandoned(path: Path, patience: float) -> bool:
     lives = _lives(claimed) if claimed else None
     if lives is not None:
         return not lives
-    return _now(path.parent) - touched > patience
+    # Touched in the future it was by a clock that has been set back: a live job would have touched it since.
+    return abs(_now(path.parent) - touched) > patience
 
 
 def _read(content: bytes) -> dict[str, Any] | None:

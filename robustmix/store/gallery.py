@@ -134,7 +134,7 @@ def trusted_examples(folder: Path, identity: CellIdentity) -> Examples | None:
 
 
 def has_images(folder: Path, identity: CellIdentity, count: int) -> bool:
-    """Whether all adversarial images of a cell's unit are there; a damaged file is set aside with a message.
+    """Whether all adversarial images of a cell's unit and what they are stand there; damage is set aside and told.
 
     Only its beginning is read and its size compared: images may take gigabytes.
 
@@ -159,7 +159,8 @@ def has_images(folder: Path, identity: CellIdentity, count: int) -> bool:
     else:
         complete = size == images.offset + images.nbytes
         if complete and images.dtype == np.uint8 and images.shape[:1] == (count,):
-            return True
+            # Without what the images are, nobody else knows what to do with them.
+            return path.with_suffix(".json").is_file()
         damage = f"does not hold {count} images"
     set_aside(path, path.with_suffix(".npy.damaged"), DamagedError(f"{path} {damage}"))
     return False

@@ -48,16 +48,21 @@ def remove_parts(place: Workspace, key: str) -> None:
 
 
 def remove_forsaken(place: Workspace) -> None:
-    """Remove what jobs that were killed had made of units that nobody may ever ask for again, with their claims."""
-    for key in forsaken(place.parts):
-        with claim(place.parts, key) as ours:
-            if ours:
-                remove_parts(place, key)
+    """Remove what jobs that were killed had made of units that nobody may ever ask for again, with their claims.
+
+    Where it can be removed: that nobody may write there is no reason not to read what is there.
+    """
+    with suppress(StoreError):
+        for key in forsaken(place.parts):
+            with claim(place.parts, key) as ours:
+                if ours:
+                    remove_parts(place, key)
     for folder in (place.cells, place.gallery, place.parts):
         _remove(untouched(folder, f".{TEMPORARIES}"))
     # A process may have outlived the first one of its job, whose claim has been taken over and released since.
     claimed = {path.stem for path in place.parts.glob("*.claim")}
     _remove(path for path in untouched(place.parts, "*.npz") if path.name.partition(".")[0] not in claimed)
+    _remove(untouched(place.parts, "*.takeover"))
 
 
 def _remove(paths: Iterable[Path]) -> None:
