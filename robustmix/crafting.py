@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from robustmix.attacks import Victim, craft
 from robustmix.attacks.foreign import craft_foreign
+from robustmix.attacks.libraries import library
 from robustmix.attacks.peers import craft_by_peer
+from robustmix.attacks.victim import NO_GRADIENT
 from robustmix.device import autocast
 from robustmix.errors import EvaluationError
+from robustmix.factories import running
 from robustmix.moving import moved
 from robustmix.spec.attack import GRADIENT_FREE, MINIMUM_NORM, AttackSpec, Course
 from robustmix.spec.names import Precision
@@ -129,30 +132,31 @@ class Crafting:
             return logits.argmax(dim=1)
 
     def _by_library(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
-        at = _pixels(course)
-        classes = self._classes()
-        if attack.impl != "robustmix":
-            assert at.eps is not None
-            with _first_pass(source) as (logits, gradients):
-                x_adv = craft_by_peer(
-                    attack.impl, attack.name, source, self.x, labels, at.eps,
-                    steps=at.steps, length=at.step, seed=self.seed,
-                )  # fmt: skip
-            if self.victim is None:
-                self.victim = Victim(source, labels, attack.loss, trusted=True)
-                self.victim.observe(logits[0], labels, gradients[0])
-            return x_adv
-        with _first_pass(source) as (logits, gradients):
-            x_adv = craft_foreign(
-                attack.name, source, self.x, labels, at.eps,
-                norm=attack.metric, steps=at.steps, options=attack.options, classes=classes, seed=self.seed,
-            )  # fmt: skip
+        with running(f"{library(attack.name, attack.impl)} failed"), _first_pass(source) as (logits, gradients):
+            x_adv = self._made(attack, source, labels, _pixels(course))
+        if self.victim is None and attack.impl != "robustmix":
+            self.victim = Victim(source, labels, attack.loss, trusted=True)
+            self.victim.observe(logits[0], labels, gradients[0])
         # AutoAttack's first gradient says little: where it vanishes, three more attacks follow, one without any.
-        if self.victim is None and attack.name in MINIMUM_NORM and attack.name not in GRADIENT_FREE:
+        elif self.victim is None and attack.name in MINIMUM_NORM and attack.name not in GRADIENT_FREE:
+            if not gradients and bool((logits[0].argmax(dim=1) == labels).any()):
+                raise EvaluationError(NO_GRADIENT)
             self.victim = Victim(source, labels, attack.loss, trusted=True)
             # Without an example that the source gets right there is nothing to attack, and no gradient.
             self.victim.observe_some(logits[0], labels, gradients[0] if gradients else self.x[:0])
         return x_adv
+
+    def _made(self, attack: AttackSpec, source: nn.Module, labels: Tensor, at: Course) -> Tensor:
+        if attack.impl != "robustmix":
+            assert at.eps is not None
+            return craft_by_peer(
+                attack.impl, attack.name, source, self.x, labels, at.eps,
+                steps=at.steps, length=at.step, seed=self.seed,
+            )  # fmt: skip
+        return craft_foreign(
+            attack.name, source, self.x, labels, at.eps,
+            norm=attack.metric, steps=at.steps, options=attack.options, classes=self._classes(), seed=self.seed,
+        )  # fmt: skip
 
     def _classes(self) -> int:
         assert self.unit.source is not None

@@ -26,6 +26,7 @@ from robustmix.spec.suite import Suite, load_suite
 from robustmix.store.cell_files import cell_path, read_cell, trusted_cell, write_cell
 from robustmix.store.cells import Cell
 from robustmix.store.claims import claim, holder
+from robustmix.store.doubts import doubts
 from robustmix.store.parts import new_making, remove_forsaken, remove_parts
 from robustmix.store.results import results_table
 from robustmix.store.workspace import Workspace
@@ -46,7 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Attack every source of a suite and score every target; compute only what is not in the workspace yet.
 
-    Under torchrun and srun the processes share the work, and each gets all results.
+    Under torchrun and srun the processes share the work, and each gets all results. Attacks that had no gradient to
+    follow, or found nothing, are named in a warning.
 
     Args:
         suite: a suite, or the name or file of one; its runs must have been trained.
@@ -69,7 +71,10 @@ def evaluate(
     plan = team.in_turn(lambda: make_plan(suite, place, batch_size=batch_size, data_root=data_root))
     compute(plan, place, team)
     # Rank 0 has written them: another machine's file system may not know of them yet.
-    return team.share(planned_results(plan, place) if team.rank == 0 else pd.DataFrame())
+    results = team.share(planned_results(plan, place) if team.rank == 0 else pd.DataFrame())
+    for doubt in doubts(results) if team.rank == 0 else ():
+        say(f"warning: {doubt}")
+    return results
 
 
 def planned_cells(plan: Plan, place: Workspace) -> list[Cell]:

@@ -25,6 +25,7 @@ from robustmix.spec.attack import MINIMUM_NORM, AttackSpec, takes
 from robustmix.spec.names import CraftPrecision, Norm, known_attack
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell
+from robustmix.store.doubts import doubts
 from robustmix.store.results import results_table
 from robustmix.units import GREY_LEVELS, check_length
 from robustmix.work import CLEAN, DEFAULT_BATCH, MOST_EXAMPLES, Unit, halved, make_unit
@@ -50,7 +51,8 @@ def transfer_matrix(
 ) -> pd.DataFrame:
     """Craft on every model, score every model: errors by source, target, attack and budget.
 
-    A model whose accuracy without an attack is chance is named in a warning.
+    A model whose accuracy without an attack is chance is named in a warning, and so are attacks that had no gradient to
+    follow or found nothing.
 
     Args:
         models: that craft, by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode
@@ -68,7 +70,8 @@ def transfer_matrix(
         targets: that are scored, by name; the models if not given. A target that is one of the models is attacked in
             the white box.
         norm: of the budgets, ``linf`` or ``l2``.
-        precision: of the passes that craft, ``32`` or ``bf16``; scoring is always in float32.
+        precision: of the passes that craft, ``32`` or ``bf16``, but of attacks that look for the smallest perturbation
+            ``32``; scoring is always in float32.
 
     Returns:
         A row per cell with the columns of `robustmix.store.results.results_table`, those without an attack first; these
@@ -117,7 +120,10 @@ def transfer_matrix(
             table = results_table(cells, participants.values())
             # One network may bear other names as a source than as a target.
             asked = (table["source"].isna() | table["source"].isin(models)) & table["target"].isin(scored)
-            return table[asked].reset_index(drop=True)
+            rows = table[asked].reset_index(drop=True)
+            for doubt in doubts(rows):
+                say(f"warning: {doubt}")
+            return rows
     raise EvaluationError("memory ran out with a single example")
 
 

@@ -21,7 +21,8 @@ class Participant:
     Attributes:
         name: the run's, or the spec as given.
         digest: SHA-256 that tells what it computes apart: a run's weights file; else kind, the source of the user's
-            code and of what it imports from its folder, size, normalisation and weights.
+            code and of what it imports from its folder, size, normalisation, weights, and of the user's code what it
+            makes of two images.
         classes: their names in the order of the logits, or only their number where it has no names for them.
         shape: [C, H, W] of the images that it takes; None for any.
         run: if it is one.

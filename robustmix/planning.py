@@ -118,10 +118,10 @@ def make_plan(
         check_attack_fits(spec.name, len(data.classes))
     _check_lengths(suite, data)
     inputs = data.test.first(suite.limit)
-    _warn(suite, data, inputs)
+    crafting, scored = (_named(everyone, place, patterns) for patterns in (sources, targets))
+    _warn(suite, data, inputs, transferred=len({one.digest for one in (*crafting, *scored)}) > 1)
 
     digest = inputs.digest()
-    crafting, scored = (_named(everyone, place, patterns) for patterns in (sources, targets))
     wanted: dict[str, CellIdentity] = {}
     units: list[Unit] = []
 
@@ -243,8 +243,8 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _warn(suite: Suite, data: Dataset, inputs: Split) -> None:
-    """Look at the grey levels of some images: a budget below one of them does little."""
+def _warn(suite: Suite, data: Dataset, inputs: Split, *, transferred: bool) -> None:
+    """Look at the grey levels of some images, below one of which a budget does little, and at what transfers badly."""
     some = torch.arange(min(len(inputs), DEFAULT_BATCH))
     x, _ = next(iter(inputs.batches([some], torch.device("cpu"))))
     levels = (x * GREY_LEVELS).round().int().unique()
@@ -253,8 +253,8 @@ def _warn(suite: Suite, data: Dataset, inputs: Split) -> None:
     grey_level = int(levels.diff().min())
     pixelwise = (spec for spec in suite.attack if spec.metric == "linf")
     budgets = {course.eps for spec in pixelwise for course in spec.courses(data.like) if course.eps}
-    cleaned = [spec.name for spec in suite.attack if spec.name in ("autoattack", "square")]
-    if cleaned and set(suite.target_patterns) - set(suite.source_patterns):
+    cleaned = dict.fromkeys(spec.name for spec in suite.attack if spec.name in ("autoattack", "square"))
+    if cleaned and transferred:
         say(
             f"warning: {' and '.join(cleaned)} leave an example clean that they do not break: transferred, they are "
             "weak by construction"

@@ -3,6 +3,7 @@
 The user's own code is executed, and that is said; of everything else only weights are read, and nothing is unpickled.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -137,13 +138,17 @@ def open_model(spec: str, statistics: Statistics, shape: Shape | None, classes: 
         old, new = (f"{height}x{width}" for _, height, width in (shape, made.shape))
         say(f"{spec}: images are resized inside the model, from {old} to {new} (bilinear, antialiased)")
     model = _wrap(spec, made, shape)
-    digest = _digest(made, model)
-    known = made.classes or _count_classes(spec, made, model, shape, classes)
+    weights = _digest(made, model)
+    if made.classes:
+        known, digest = made.classes, weights
+    else:
+        known, shown = _first_look(spec, made, model, shape, classes)
+        digest = hashlib.sha256(f"{weights} {shown}".encode()).hexdigest()
 
     def load() -> Wrapped:
         again = make()
         model = _wrap(spec, again, shape)
-        if _digest(again, model) != digest:
+        if _digest(again, model) != weights:
             raise CheckpointError(
                 f"{spec} has other weights than a moment ago: it must give the same model every time, so read its "
                 "weights from a file, or seed it"
@@ -218,18 +223,25 @@ def _normalize(statistics: Statistics, channels: int) -> Normalize:
     return layer
 
 
-def _count_classes(spec: str, made: _Made, model: Wrapped, shape: Shape | None, given: int | None) -> int:
-    """The number of logits, by a pass that also shows whether the network works without its maker."""
+def _first_look(spec: str, made: _Made, model: Wrapped, shape: Shape | None, given: int | None) -> tuple[int, str]:
+    """The number of logits, and what they are: by a pass that also shows whether the network works without its maker.
+
+    What the user's code reads beside its weights, such as a frozen module of TorchScript, a setting or a variable of
+    the environment, no hash of weights and sources tells apart.
+    """
     if shape is None:
         if given is None:
             raise SpecError(
                 f"how many classes {spec} tells apart is unknown without the shape of an image or their number"
             )
-        return given
+        return given, ""
     # That modules stay in train mode is said where the model is looked over: this pass must not change them before.
     with _taking(spec, shape), made.alone(), evaluating(model), torch.no_grad():
-        found = int(_lay_out(model, shape).logits(_black(shape)).shape[1])
-    return given or found
+        found = _lay_out(model, shape).logits(_ramps(shape))
+        classes = int(found.shape[1])
+    # By few digits, since machines round differently.
+    shown = [f"{float(size):.4g}" for size in found.float().abs().mean(dim=1)]
+    return given or classes, f"{shown} {found.argmax(dim=1).tolist()}"
 
 
 def _lay_out(model: Wrapped, shape: Shape) -> Wrapped:
@@ -245,6 +257,12 @@ def _taking(spec: str, shape: Shape) -> AbstractContextManager[None]:
 def _black(shape: Shape) -> Tensor:
     # Two: of one image with a single pixel, batch norm without running statistics has no variance.
     return torch.zeros(2, *shape)
+
+
+def _ramps(shape: Shape) -> Tensor:
+    """From black to white, and back."""
+    ramp = torch.linspace(0, 1, math.prod(shape)).view(shape)
+    return torch.stack([ramp, 1 - ramp])
 
 
 def _digest(made: _Made, model: Wrapped) -> str:

@@ -231,6 +231,7 @@ def test_model_without_a_gradient_is_refused_with_the_way_out() -> None:
         (lambda z: z[:, 0], r"the model returns \[\d\], not logits"),
         (lambda z: z.unsqueeze(2), r"the model returns \[\d, \d+, 1\], not logits"),
         (lambda z: z.mean(0, keepdim=True), r"the model returns \[1, \d+\], not logits"),
+        (lambda z: z * 1j, "the model returns torch.complex128, which are no logits"),
         (lambda z: z[:, :1], r"the model gives a single logit z: return one for each class, \[0, z\] for two"),
     ],
 )
@@ -301,6 +302,20 @@ def test_usual_failures_of_a_pass_are_one_line(model: nn.Module, message: str) -
     with pytest.raises(EvaluationError, match=message) as caught:
         attacks.fgsm(model, x, y, 0.1)
     assert "\n" not in str(caught.value)
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.5).flatten(1)
+
+
+@pytest.mark.parametrize("name", ["signs", "noise"])
+def test_a_model_that_works_in_place_does_not_move_what_is_returned(name: str) -> None:
+    """Where there is no gradient nothing else notices it."""
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    ((_, x_adv),) = attacks.sweep(name, InPlace(), x, y, [8 / 255], restarts=2)
+    assert float((x_adv - x).abs().max()) <= 8 / 255 + 1e-6
+    assert (x == 0.5).all()
 
 
 class Failing(nn.Linear):

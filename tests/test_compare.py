@@ -266,6 +266,24 @@ def test_a_gradient_of_zero_is_said_not_to_mean_that_nothing_was_attacked(
     )
 
 
+def test_what_an_attack_without_a_bound_does_not_break_is_said_not_to_be_robust(
+    made: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = cells(made, FGSM, "erm1", "erm1")[0]
+    clean = clean_of(made, found)
+    right = clean.rows["prediction"].to_numpy() == clean.rows["label"].to_numpy()
+    broken = np.where(np.cumsum(right) % 2, clean.rows["label"].to_numpy(), -1).astype("int32")
+    rows = found.rows.set_column(2, "prediction", pa.array(broken))
+    identity = found.identity.model_copy(update={"attack": "deepfool", "eps_255": None, "norm": "l2", "loss": "ce"})
+    cell = replace(found, identity=identity, rows=rows)
+    print_results(results_table([cell, clean], [read_run(made, "erm1")]))
+    share = float((broken[right] == -1).mean())
+    assert f"warning: deepfool broke {share:.1%} of the examples that erm1 gets right" in capsys.readouterr().err
+    whole = replace(cell, rows=found.rows.set_column(2, "prediction", pa.array(np.full(len(broken), -1, "int32"))))
+    print_results(results_table([whole, clean], [read_run(made, "erm1")]))
+    assert "deepfool" not in capsys.readouterr().err
+
+
 def test_what_the_readme_compares_it_has_attacked_in_the_white_box() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (pair,) = re.findall(r"`robustmix compare (\w+) (\w+)`", readme)

@@ -329,6 +329,49 @@ def test_hopskipjump_starts_from_noise_where_the_batch_has_no_other_class() -> N
     assert float(nearest["l2"][1]) <= float(lengths(alone - x[1:2], "l2")) < 1.5 * float(nearest["l2"][1])
 
 
+def test_hopskipjump_in_l2_is_as_strong_in_a_large_batch() -> None:
+    """foolbox divides each direction by the length of all of the batch's together: with 64 examples, an eighth."""
+    model, x, y, _ = linear(5, examples=64)
+    together = lengths(craft("hopskipjump", model, x, y, norm="l2", steps=12) - x, "l2")
+    parts = [
+        craft("hopskipjump", model, a, b, norm="l2", steps=12) for a, b in zip(x.split(8), y.split(8), strict=True)
+    ]
+    apart = lengths(torch.cat(parts) - x, "l2")
+    assert float(together.median()) < 1.1 * float(apart.median())
+
+
+def test_a_model_that_seeds_itself_does_not_seed_the_attack(net: Net, batch: tuple[Tensor, Tensor]) -> None:
+    """Square would propose the same square again and again."""
+
+    class Seeding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.manual_seed(0)
+            logits: Tensor = self.net(x)
+            return logits
+
+    x, y = batch
+    for name in ("square", "hopskipjump"):
+        assert torch.equal(craft(name, Seeding(), x, y, norm="l2"), craft(name, net, x, y, norm="l2"))
+
+
+def test_square_does_not_write_into_what_the_model_owns() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.arange(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits.expand(len(x), 5)
+
+    model, x = Own(), torch.rand(4, 1, 5, 5)
+    craft("square", model, x, torch.full((4,), 4))
+    assert model.logits.tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(("name", "what"), [("square", "logits"), ("deepfool", "gradient")])
 def test_a_nan_is_an_error_and_leaves_no_trace_either(name: str, what: str) -> None:
     x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))

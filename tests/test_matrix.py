@@ -274,7 +274,9 @@ def test_rows_are_of_the_models_as_sources_and_of_the_targets_as_targets(
     assert list(table.index) == [0, 1, 2, 3]
 
 
-def test_saturation_does_not_pass_for_robustness(models: dict[str, nn.Module], images: tuple[Tensor, Tensor]) -> None:
+def test_saturation_does_not_pass_for_robustness(
+    models: dict[str, nn.Module], images: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
     """One network with its logits a hundred times as large: cross-entropy finds no way."""
 
     class Scaled(nn.Module):
@@ -290,6 +292,39 @@ def test_saturation_does_not_pass_for_robustness(models: dict[str, nn.Module], i
     }
     assert error["ce", "scaled"] < error["ce", "honest"] - 0.1
     assert error["margin", "scaled"] == error["margin", "honest"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 2
+    assert said[0].startswith("warning: scaled gives ")
+    assert "a probability of exactly 1, where cross-entropy has lost its true-class term" in said[0]
+    assert said[1].startswith("warning: scaled has a gradient of exactly zero on ")
+
+
+@pytest.mark.parametrize("name", ["fgsm", "deepfool", "cw", "autoattack"])
+def test_a_gradient_that_is_not_that_of_the_inputs_is_none(
+    name: str, models: dict[str, nn.Module], images: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outputs that can be differentiated with respect to something else."""
+    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.ones(1, requires_grad=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * models["erm1"](x.detach())  # type: ignore[no-any-return]
+
+    x, y = images[0][:8], images[1][:8]
+    if name == "cw":  # has the gradient of the perturbation's length as well, which is zero at first
+        transfer_matrix({"net": Elsewhere()}, x, y, (name,))
+        said = capsys.readouterr().err
+        assert "warning: net has a gradient of exactly zero on" in said
+        assert "warning: cw broke 0.0% of the examples that net gets right" in said
+        return
+    expected = r"no gradient with respect to its input|(foolbox|torchattacks) [\d.]+ failed: "
+    with pytest.raises(EvaluationError, match=expected) as caught:
+        transfer_matrix({"net": Elsewhere()}, x, y, (name,), (16 / 255,))
+    assert "\n" not in str(caught.value)
 
 
 def test_other_libraries_attacks_have_their_own_steps_and_norm(

@@ -349,11 +349,11 @@ def test_installed_packages_in_the_folder_are_not_the_users_code(
     monkeypatch.syspath_prepend(installed)
     spec = scaled(tmp_path, 1, top="import installed_somewhere as beside")
     digests = []
-    for factor in (3, 5):
-        (installed / "installed_somewhere.py").write_text(f"factor = {factor}\n")
+    for version in (3, 5):
+        (installed / "installed_somewhere.py").write_text(f"factor = 1\nversion = {version}\n")
         digests.append(only(place, spec, shape=DIGITS).digest)
         module = sys.modules.pop("installed_somewhere")
-        assert module.factor == factor
+        assert module.version == version
     assert digests[0] == digests[1]
 
 
@@ -508,6 +508,30 @@ def test_digest_tells_models_apart_and_only_models(place: Workspace, file: Path,
     moved.write_text(moved.read_text() + "# another source\n")
     others.append(digest(moved))
     assert len({first, *others}) == 8
+
+
+def test_digest_tells_apart_what_lies_in_no_weights_and_no_source(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen module of TorchScript has no state, and a setting or the environment is in no hash of the source."""
+    file = tmp_path / "scaled.py"
+    file.write_text(
+        "import os\nimport torch\nfrom torch import nn\n"
+        "class Scaled(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.linear = nn.Linear(64, 10)\n"
+        "        self.scale = float(os.environ['SCALE'])\n"
+        "    def forward(self, x):\n"
+        "        return self.scale * self.linear(x.flatten(1))\n"
+    )
+    found = []
+    for scale in ("1", "1.01", "1000", "1"):
+        monkeypatch.setenv("SCALE", scale)
+        found.append(only(place, f"{file}:Scaled", shape=DIGITS).digest)
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------

@@ -291,11 +291,24 @@ def test_a_budget_below_the_data_s_grey_level_is_remarked_on(
     assert ("one grey level of digits, which is 15/255" in err) == bool(warned)
 
 
+@pytest.mark.parametrize(
+    ("sources", "targets", "warned"),
+    [("erm1", None, False), (("erm1", "mixup1"), None, True), ("erm1", "mixup1", True), ("erm1", "erm1", False)],
+)
+def test_what_leaves_images_clean_is_weak_by_transfer(
+    sources: object, targets: object, warned: bool, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchattacks", reason="needs the extra 'attacks'")
+    fields = {} if targets is None else {"targets": targets}
+    make_plan(suite(AttackSpec(name="square", eps=(32,)), sources=sources, **fields), Workspace(tiny))
+    assert ("square leave an example clean that they do not break" in capsys.readouterr().err) == warned
+
+
 def test_images_of_one_grey_cannot_be_attacked(tiny: Path) -> None:
     grey = TensorSplit(torch.full((20, 1, 8, 8), 7, dtype=torch.uint8), torch.arange(20) % 10)
     data = Dataset("grey", "npz:grey.npz", grey, grey, tuple("0123456789"))
     with pytest.raises(EvaluationError, match=r"npz:grey\.npz: all test pixels have the same value"):
-        planning._warn(suite(AttackSpec(name="fgsm")), data, grey)
+        planning._warn(suite(AttackSpec(name="fgsm")), data, grey, transferred=False)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**31, 10**20])

@@ -76,6 +76,18 @@ def noisy():
 def centred():
     return Behind(lambda z: z - z.mean(0))
 
+def ruled_out(z):
+    return torch.where(torch.arange(10) == 3, -1e9, z)
+
+def noisy_but_one():
+    return Behind(lambda z: ruled_out(F.dropout(z, 0.1)))
+
+def centred_but_one():
+    return Behind(lambda z: ruled_out(z - z.mean(0)))
+
+def noisy_by_place():
+    return Behind(lambda z: z + torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
+
 def permuted():
     return Behind(lambda z: z[:, {order}])
 
@@ -253,6 +265,10 @@ def test_what_is_right_passes_without_a_word(check: Check, tiny: Path, capsys: p
         ("independent_probabilities", "drop the softmax or sigmoid"),
         ("noisy", "other logits for the same images at every call"),
         ("centred", "gives an image other logits in another batch"),
+        # A class that is ruled out is no measure of the others.
+        ("noisy_but_one", "other logits for the same images at every call"),
+        ("centred_but_one", "gives an image other logits in another batch"),
+        ("noisy_by_place", "or at another place of it"),
         ("own_statistics", "its batch norm must keep running statistics"),
         (
             "in_train_mode",
@@ -310,8 +326,19 @@ def test_outputs_are_checked_without_labels(tiny: Path, images: tuple[Tensor, Te
         lambda z: z.log_softmax(1),
         lambda z: 0 * z + torch.arange(10.0),
         lambda z: 0 * z + 3,
+        lambda z: 0 * z + 0.1,
     ],
-    ids=["relu", "above the least", "shifted", "hardly trained", "softplus", "log-softmax", "constant", "all the same"],
+    ids=[
+        "relu",
+        "above the least",
+        "shifted",
+        "hardly trained",
+        "softplus",
+        "log-softmax",
+        "constant",
+        "all the same",
+        "all a tenth",
+    ],
 )
 def test_logits_above_zero_are_no_probabilities(
     change: Callable[[Tensor], Tensor], few: int, tiny: Path, images: tuple[Tensor, Tensor]

@@ -95,11 +95,13 @@ def check_logits(value: object, who: str, count: int) -> Tensor:
         Logits [count, K].
 
     Raises:
-        EvaluationError: it is anything else, or there is one logit for all classes.
+        EvaluationError: it is anything else, no real numbers, or there is one logit for all classes.
     """
     if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != count:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise EvaluationError(f"{who} returns {got}, not logits [B, K] of {count} inputs: return its logits alone")
+    if not value.is_floating_point():
+        raise EvaluationError(f"{who} returns {value.dtype}, which are no logits: return them as real numbers")
     if value.shape[1] < 2:
         raise EvaluationError(f"{who} gives a single logit z: return one for each class, [0, z] for two")
     return value

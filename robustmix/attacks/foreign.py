@@ -152,12 +152,28 @@ def _minimise(
     elif name == "cw":
         attack = attacks.L2CarliniWagnerAttack(steps=steps)
     else:
-        attack = attacks.HopSkipJumpAttack(steps=steps, constraint=norm)
+        attack = _hopskipjump(attacks.HopSkipJumpAttack)(steps=steps, constraint=norm)
     more = {} if starts is None else {"starting_points": starts}
     crafted: Tensor = attack(wrapped, x, y, epsilons=None, **more)[0]
     # Where C&W finds nothing, foolbox returns a black image, which a model may well take for something else.
     nothing = (crafted == 0).flatten(1).all(dim=1) if name == "cw" else torch.zeros_like(y, dtype=torch.bool)
     return torch.where(nothing.view(-1, *[1] * (x.ndim - 1)), x, crafted)
+
+
+def _hopskipjump(base: Any) -> Any:
+    """foolbox's attack, but for the length of a direction, which it has from all of the batch.
+
+    In L2 an example's step would be shorter the more examples there are: a batch of 100 found perturbations a quarter
+    longer than batches of 10.
+    """
+
+    class PerExample(base):  # type: ignore[misc]
+        def approximate_gradients(self, *args: Any) -> Any:
+            directions = super().approximate_gradients(*args)
+            sizes = directions.flatten(start=1).norms.l2(axis=-1)
+            return directions / (sizes.reshape((-1, *[1] * (directions.ndim - 1))) + 1e-12)
+
+    return PerExample
 
 
 def _starts(victim: nn.Module, x: Tensor, y: Tensor, predicted: Tensor, right: Tensor, norm: Norm) -> Tensor:

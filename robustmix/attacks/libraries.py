@@ -69,7 +69,11 @@ class Watched(nn.Module):
         """
         if x.requires_grad:
             x.register_hook(self._note)
-        logits: Tensor = self.model(x)
+        # A model that seeds itself would have the library draw the same numbers again and again.
+        drawn = torch.get_rng_state()
+        # A copy: Square writes into what it gets, which may be the model's own.
+        logits: Tensor = self.model(x).clone()
+        torch.set_rng_state(drawn)
         # foolbox's C&W would go on without one, and find the model robust.
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise EvaluationError(NO_GRADIENT)

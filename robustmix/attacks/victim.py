@@ -179,7 +179,9 @@ class Victim:
     def margin(self, x: Tensor) -> Tensor:
         """By how much the largest other logit exceeds the label's [B], in one forward pass; above 0 where fooled."""
         with self._frozen(), torch.inference_mode(False), torch.no_grad():
-            logits = check_logits(self.model(x), "the model", len(x)).float()
+            # A copy, should the model work in place; one that is trusted has been looked over.
+            outputs = self.model(x if self.trusted else x.clone())
+            logits = check_logits(outputs, "the model", len(x)).float()
             found = margin(logits, self._settle(logits))
         # As a comparison it would be false, and so keep or drop a start in silence.
         self._note(~found.isnan())

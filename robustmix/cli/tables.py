@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustmix.progress import say
-from robustmix.spec.attack import ITERATED
 from robustmix.spec.titles import attack_label
+from robustmix.store.doubts import doubts
 from robustmix.units import format_budget
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WORTH_SAYING = 0.01
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> None:
@@ -84,32 +82,14 @@ def _share(share: float) -> str:
     return "-" if math.isnan(share) else f"{share:.1%}"
 
 
-def _say_what_failed(results: "pd.DataFrame") -> None:
-    """Warn of sources whose loss had nothing left to say: what they did not break is not thereby robust."""
-    attacked = results[results["source"].notna()]
-    for source, own in attacked.groupby("source"):
-        ascending = own["attack"].isin(("fgsm", *ITERATED)) & (own["loss"] == "ce")
-        lost = own.loc[ascending, "saturated"].max()
-        if lost > WORTH_SAYING:
-            say(
-                f"warning: {source} gives {lost:.1%} of the labels a probability of exactly 1, where cross-entropy has "
-                "lost its true-class term: its attacks look weaker than they are; compare --loss logodds"
-            )
-        none = own["zero_gradient"].max()
-        if none > WORTH_SAYING:
-            say(
-                f"warning: {source} has a gradient of exactly zero on {none:.1%} of the examples: there attacks by the "
-                "gradient had no direction to go"
-            )
-
-
 def print_results(results: "pd.DataFrame") -> None:
-    """Print a results table, and warn of sources whose loss had nothing left to say."""
+    """Print a results table, and warn of attacks that failed."""
     columns = result_columns(results)
     texts = ("data", "source", "target", "role", "attack", "library")
     numeric = [index for index, name in enumerate(columns) if name not in texts]
     print_table(list(columns), list(zip(*columns.values(), strict=True)), numeric)
-    _say_what_failed(results)
+    for doubt in doubts(results):
+        say(f"warning: {doubt}")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

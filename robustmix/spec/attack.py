@@ -62,7 +62,7 @@ TAKES: Final[dict[AttackName, frozenset[str]]] = {
     "hopskipjump": frozenset({"steps", "seed"}),
 }
 
-_COMMON: Final = frozenset({"norm", "labels", "precision", "compiled"})
+_COMMON: Final = frozenset({"norm", "labels", "compiled"})
 
 _OWN: Final = frozenset().union(*TAKES.values())
 
@@ -88,8 +88,9 @@ _RELATIVE: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*?\s*)?eps\s*/\s*steps")
 
 def takes(name: AttackName) -> frozenset[str]:
     """The fields of an `AttackSpec` that an attack has a use for, beside its name."""
-    eps = frozenset() if name in MINIMUM_NORM else frozenset({"eps"})
-    return _COMMON | TAKES[name] | eps
+    # The smallest perturbation ends at the border of what bf16 makes of the network, on either side of the network's.
+    budgeted = frozenset() if name in MINIMUM_NORM else frozenset({"eps", "precision"})
+    return _COMMON | TAKES[name] | budgeted
 
 
 class Course(NamedTuple):
@@ -152,7 +153,8 @@ class AttackSpec(Spec):
         labels: that the attack moves away from: the ``true`` ones, or those that the source ``predicted`` without an
             attack. The error is against the truth either way.
         seed: of random starts, baselines and foreign attacks.
-        precision: of the attack's forward and backward passes; scoring is always in float32.
+        precision: of the attack's forward and backward passes, float32 for what looks for the smallest perturbation;
+            scoring is always in float32.
         impl: whose implementation of ``fgsm``, ``ifgsm`` and ``pgd``.
         compiled: whether the models are compiled and budgets share small passes, which may flip a few signs.
     """
@@ -183,6 +185,11 @@ class AttackSpec(Spec):
             raise ValueError("cw is an attack in l2: norm = 'linf' does not fit")
         if self.eps is not None and self.name in MINIMUM_NORM:
             raise ValueError(f"{self.name} looks for the smallest perturbation: it takes no 'eps'")
+        if self.precision != "32" and self.name in MINIMUM_NORM:
+            raise ValueError(
+                f"{self.name} ends where the prediction changes, which in {self.precision} is elsewhere: it takes no "
+                "'precision'"
+            )
         if self.impl != "robustmix" and (self.loss != "ce" or self.metric != "linf" or self.restarts > 1):
             raise ValueError(f"impl = {self.impl!r} makes {self.name} with loss ce, norm linf and one start only")
         if self.step == KURAKIN and self.steps is not None:
