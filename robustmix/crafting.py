@@ -132,18 +132,22 @@ class Crafting:
             return logits.argmax(dim=1)
 
     def _by_library(self, attack: AttackSpec, source: nn.Module, labels: Tensor, course: Course) -> Tensor:
-        with running(f"{library(attack.name, attack.impl)} failed"), _first_pass(source) as (logits, gradients):
-            x_adv = self._made(attack, source, labels, _pixels(course))
-        if self.victim is None and attack.impl != "robustmix":
-            self.victim = Victim(source, labels, attack.loss, trusted=True)
-            self.victim.observe(logits[0], labels, gradients[0])
+        peer = attack.impl != "robustmix"
         # AutoAttack's first gradient says little: where it vanishes, three more attacks follow, one without any.
-        elif self.victim is None and attack.name in MINIMUM_NORM and attack.name not in GRADIENT_FREE:
-            if not gradients and bool((logits[0].argmax(dim=1) == labels).any()):
-                raise EvaluationError(NO_GRADIENT)
+        followed = peer or (attack.name in MINIMUM_NORM and attack.name not in GRADIENT_FREE)
+        with running(f"{library(attack.name, attack.impl)} failed on this model"), _first_pass(source) as first:
+            logits, gradients = first
+            x_adv = self._made(attack, source, labels, _pixels(course))
+        if self.victim is None and followed:
             self.victim = Victim(source, labels, attack.loss, trusted=True)
-            # Without an example that the source gets right there is nothing to attack, and no gradient.
-            self.victim.observe_some(logits[0], labels, gradients[0] if gradients else self.x[:0])
+            if peer:
+                self.victim.observe(logits[0], labels, gradients[0])
+            elif gradients:
+                self.victim.observe_some(logits[0], labels, gradients[0])
+            elif bool((logits[0].argmax(dim=1) == labels).any()):
+                raise EvaluationError(NO_GRADIENT)
+            else:  # nothing that the source gets right, so nothing to attack
+                self.victim.observe_some(logits[0], labels, self.x[:0])
         return x_adv
 
     def _made(self, attack: AttackSpec, source: nn.Module, labels: Tensor, at: Course) -> Tensor:
@@ -166,7 +170,7 @@ class Crafting:
 
 @contextmanager
 def _first_pass(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """The logits [B, K] of the first pass that somebody else makes of a model, and the first gradient at its inputs."""
+    """The logits [B, K] of the first pass that somebody else makes of a model, and the first gradient [b, ...]."""
     logits: list[Tensor] = []
     gradients: list[Tensor] = []
 

@@ -47,8 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Attack every source of a suite and score every target; compute only what is not in the workspace yet.
 
-    Under torchrun and srun the processes share the work, and each gets all results. Attacks that had no gradient to
-    follow, or found nothing, are named in a warning.
+    Under torchrun and srun the processes share the work, and each gets all results. Attacks that look weaker than
+    they are (`robustmix.store.doubts`) are named in a warning.
 
     Args:
         suite: a suite, or the name or file of one; its runs must have been trained.
@@ -108,12 +108,17 @@ def compute(plan: Plan, place: Workspace, team: Team) -> int:
         How many of the missing cells this job has computed; another job may have computed the rest.
 
     Raises:
-        EvaluationError: a model is not what it should be, an output or a gradient is not finite, an adversarial input
-            leaves its budget or the range, or memory runs out with a single example.
+        EvaluationError: a model is not what it should be or not the same in every process, an output or a gradient is
+            not finite, an adversarial input leaves its budget or the range, or memory runs out with a single example.
         StoreError: a file cannot be written, or another job has taken over a unit while this one was silent.
     """
     # What is missing may have changed between one process's look and another's: all go by rank 0's.
     plan = replace(plan, missing=team.share(plan.missing))
+    if team.share([one.key() for one in plan.wanted]) != [one.key() for one in plan.wanted]:
+        raise EvaluationError(
+            f"process {team.rank} has other models or images than the first one: give all the same files and settings; "
+            "what machines of several kinds compute may differ too much"
+        )
     job = _Job(plan, place, team)
     team.in_turn(job.check_strangers)
     if team.rank == 0:

@@ -45,7 +45,7 @@ def gathered(
     if team.rank > 0:
         return None
     read: list[dict[str, Any]] = []
-    for path in paths:
+    for rank, path in enumerate(paths):
         try:
             with np.load(path, allow_pickle=False) as file:
                 read.append({name: file[name] for name in file})
@@ -53,7 +53,7 @@ def gathered(
             raise taken_over(path) from None
         except (OSError, *DAMAGED) as error:
             raise StoreError(
-                f"{path}, in which process {paths.index(path)} handed over what it had measured, cannot be read "
+                f"{path}, in which process {rank} handed over what it had measured, cannot be read "
                 f"({type(error).__name__}): run the same command again; what had finished is kept"
             ) from None
         path.unlink(missing_ok=True)

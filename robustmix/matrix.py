@@ -51,8 +51,8 @@ def transfer_matrix(
 ) -> pd.DataFrame:
     """Craft on every model, score every model: errors by source, target, attack and budget.
 
-    A model whose accuracy without an attack is chance is named in a warning, and so are attacks that had no gradient to
-    follow or found nothing.
+    A model whose accuracy without an attack is chance is named in a warning, and so are attacks that look weaker than
+    they are (`robustmix.store.doubts`).
 
     Args:
         models: that craft, by name: inputs in [0, 1] in, logits out, all on one device. They are attacked in eval mode

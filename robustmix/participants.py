@@ -73,7 +73,7 @@ def find_participants(
             ``FILE.py:FACTORY``, whose code is executed. The name of the latter four is the spec itself.
         normalize: what every ``FILE.py:FACTORY`` is put behind, see `parse_normalize`; nothing if not given.
         shape: [C, H, W] of the images, to which the models of torchvision and timm are fitted.
-        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on black images finds it if not given.
+        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass finds it if not given.
 
     Raises:
         SpecError: a pattern matches nothing, a factory fails, or `normalize` is no normalisation or has no use.

@@ -125,7 +125,7 @@ def open_model(spec: str, statistics: Statistics, shape: Shape | None, classes: 
         spec: ``torchvision:NAME``, ``timm:NAME``, ``hf-hub:REPO`` or ``FILE.py:FACTORY``, whose code is executed.
         statistics: what a ``FILE.py:FACTORY`` is normalised with; the others bring their own.
         shape: [C, H, W] of the images, to which the models of torchvision and timm are fitted; None for their own.
-        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass on black images finds it if not given.
+        classes: number of logits of a ``FILE.py:FACTORY``; a forward pass finds it if not given.
 
     Raises:
         SpecError: there is no such model, or a factory fails or makes a model that cannot take the images.
@@ -240,7 +240,7 @@ def _first_look(spec: str, made: _Made, model: Wrapped, shape: Shape | None, giv
         found = _lay_out(model, shape).logits(_ramps(shape))
         classes = int(found.shape[1])
     # By few digits, since machines round differently.
-    shown = [f"{float(size):.4g}" for size in found.float().abs().mean(dim=1)]
+    shown = [f"{float(size):.3g}" for size in found.float().abs().mean(dim=1)]
     return given or classes, f"{shown} {found.argmax(dim=1).tolist()}"
 
 

@@ -596,6 +596,17 @@ def test_ranks_give_the_cells_of_one_process(
     assert not list((others / "results/parts").iterdir())
 
 
+def test_ranks_that_see_other_networks_say_so_before_anything_is_computed(workspace: Path) -> None:
+    """Their collectives would meet others: they would hang, or write what belongs to another cell."""
+    wanted = suite(AttackSpec(name="fgsm", eps=(16,)), limit=16)
+    plans = [
+        make_plan(one, Workspace(workspace)) for one in (wanted, wanted.model_copy(update={"sources": ("mixup1",)}))
+    ]
+    with pytest.raises(EvaluationError, match="process 1 has other models or images than the first one"):
+        together(plans, workspace)
+    assert not list((workspace / "results").glob("cells/*"))
+
+
 def test_ranks_go_by_what_the_first_one_finds_missing(workspace: Path) -> None:
     """Another job may finish a unit while the ranks look one after the other."""
     first, second = (AttackSpec(name=name, eps=(16, 32)) for name in ("fgsm", "signs"))

@@ -640,6 +640,9 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
                     facts |= {"batches": [state(1.0, 0.9)], "data_wait": 0.125, "halved_from": 512}
                 for identity in identities(fields, crafts, scored):
                     write_cell(place.cells, make_cell(identity, N, rounded=fields == SPECS[0], **facts))
+            # As such attacks were made once, which nobody can ask for any more: no page shows them.
+            (refused,) = identities(SPECS[-1], crafts, scored)
+            write_cell(place.cells, make_cell(refused.model_copy(update={"precision": "bf16"}), N, **common))
     return place
 
 

@@ -4,7 +4,7 @@ import logging
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata, util
 from typing import Any, Final, Literal
 
@@ -52,7 +52,10 @@ def library(name: str, impl: str) -> str | None:
 
 
 class Watched(nn.Module):
-    """A model as the libraries see it: it tells them the device, and whether a number was none."""
+    """A model as the libraries see it: it tells them the device, and whether a number was none.
+
+    It refuses to be followed without a gradient, shares no memory with them, and draws no numbers of theirs.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -70,10 +73,9 @@ class Watched(nn.Module):
         if x.requires_grad:
             x.register_hook(self._note)
         # A model that seeds itself would have the library draw the same numbers again and again.
-        drawn = torch.get_rng_state()
-        # A copy: Square writes into what it gets, which may be the model's own.
-        logits: Tensor = self.model(x).clone()
-        torch.set_rng_state(drawn)
+        with _forked(x.device, [x.device] if x.device.type == "cuda" else []):
+            # A copy: Square writes into what it gets, which may be the model's own.
+            logits: Tensor = self.model(x).clone()
         # foolbox's C&W would go on without one, and find the model robust.
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise EvaluationError(NO_GRADIENT)
@@ -88,13 +90,12 @@ class Watched(nn.Module):
 def guest(name: str, model: nn.Module, x: Tensor, seed: Sequence[int]) -> Iterator[tuple[Watched, int]]:
     """A model for a library to work on, and a seed, so that the same call gives the same bits and leaves no trace."""
     number = int(generator(seed[0], Stream.ATTACK, *seed[1:]).integers(2**31))
-    on_mps = x.device.type == "mps"
     # torchattacks seeds every CUDA device, not only the model's.
     cuda_devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     states = random.getstate(), np.random.get_state()
     handlers = logging.root.handlers[:]
     with (
-        torch.random.fork_rng(["mps"] if on_mps else cuda_devices, device_type="mps" if on_mps else "cuda"),
+        _forked(x.device, cuda_devices),
         frozen(model),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -112,6 +113,13 @@ def guest(name: str, model: nn.Module, x: Tensor, seed: Sequence[int]) -> Iterat
             logging.root.handlers[:] = handlers
     if not victim.finite:
         raise EvaluationError(f"{name}: a logit or a gradient is NaN or infinite: the loss or the model overflows")
+
+
+def _forked(device: torch.device, cuda_devices: Iterable[Any]) -> AbstractContextManager[None]:
+    """A context after which torch's random numbers go on as before, those of a CPU and of a kind of device."""
+    if device.type == "mps":
+        return torch.random.fork_rng(["mps"], device_type="mps")
+    return torch.random.fork_rng(cuda_devices)
 
 
 def open_foolbox(victim: Watched) -> tuple[Any, Any]:

@@ -53,7 +53,8 @@ class How:
         labels: Attack the true label, or the one that the source predicts without an attack; errors are always counted
             against the true one [default: true].
         seed: Seed of random starts, signs, noise and other libraries' attacks [default: 0].
-        precision: Precision while crafting; scoring is always in float32 [default: 32].
+        precision: Precision while crafting; scoring is always in float32, and so are deepfool, cw and hopskipjump
+            [default: 32].
         impl: Whose code makes fgsm, ifgsm and pgd [default: robustmix].
         compile: Compile the models (on a GPU as CUDA graphs) and let budgets share small passes: faster after about a
             minute per network, and a few signs may flip.

@@ -83,7 +83,7 @@ def _share(share: float) -> str:
 
 
 def print_results(results: "pd.DataFrame") -> None:
-    """Print a results table, and warn of attacks that failed."""
+    """Print a results table, and warn of attacks that look weaker than they are."""
     columns = result_columns(results)
     texts = ("data", "source", "target", "role", "attack", "library")
     numeric = [index for index, name in enumerate(columns) if name not in texts]

@@ -20,7 +20,7 @@ MANY_STEPS: Final = 100
 SOME_STEPS: Final = 10
 # From so many budgets on, a curve can be seen.
 SOME_BUDGETS: Final = 3
-GRADIENT_FREE: Final = ("square", "hopskipjump", "autoattack")
+WITHOUT_GRADIENTS: Final = ("square", "hopskipjump", "autoattack")
 BASELINES: Final = ("signs", "noise")
 # An error from which on a network counts as broken.
 BROKEN: Final = 0.95
@@ -152,7 +152,7 @@ def _transfer(material: Material) -> Answer:
 def _gradient_free(material: Material) -> Answer:
     return _or_audited(
         material,
-        _made(material, GRADIENT_FREE),
+        _made(material, WITHOUT_GRADIENTS),
         "square",
         "No attack without gradients: --attack square, or robustmix audit.",
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from robustmix.errors import StoreError
-from robustmix.spec.attack import FOREIGN_STEPS, ITERATED, AttackSpec, Course
+from robustmix.spec.attack import FOREIGN_STEPS, ITERATED, MINIMUM_NORM, AttackSpec, Course
 from robustmix.spec.suite import Suite
 from robustmix.spec.validation import validate
 from robustmix.store.cells import Cell, CellIdentity
@@ -118,7 +118,14 @@ def choose_unbound(cells: Iterable[Cell], bearers: Sequence[Bearer], data: str |
         StoreError: there is no such cell.
     """
     weights = {bearer.weights for bearer in bearers if bearer.weights}
-    attacked = [cell for cell in cells if cell.identity.source in weights and cell.identity.target in weights]
+    attacked = [
+        cell
+        for cell in cells
+        if cell.identity.source in weights
+        and cell.identity.target in weights
+        # Made before they were refused, at bf16's border in place of the network's.
+        and not (cell.identity.attack in MINIMUM_NORM and cell.identity.precision != "32")
+    ]
     if not attacked:
         raise StoreError("there are no cells to report; make some with: robustmix attack --source RUN --target RUN")
     data, ours = one_data_set(attacked, data)

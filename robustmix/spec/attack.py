@@ -187,8 +187,8 @@ class AttackSpec(Spec):
             raise ValueError(f"{self.name} looks for the smallest perturbation: it takes no 'eps'")
         if self.precision != "32" and self.name in MINIMUM_NORM:
             raise ValueError(
-                f"{self.name} ends where the prediction changes, which in {self.precision} is elsewhere: it takes no "
-                "'precision'"
+                f"{self.name} stops where the prediction changes, which in {self.precision} is not where the network's "
+                "own does: leave 'precision' out"
             )
         if self.impl != "robustmix" and (self.loss != "ce" or self.metric != "linf" or self.restarts > 1):
             raise ValueError(f"impl = {self.impl!r} makes {self.name} with loss ce, norm linf and one start only")

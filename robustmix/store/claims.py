@@ -153,7 +153,7 @@ def _abandoned(path: Path, patience: float) -> bool:
     lives = _lives(claimed) if claimed else None
     if lives is not None:
         return not lives
-    # Touched in the future it was by a clock that has been set back: a live job would have touched it since.
+    # Touched in the future it was by a clock that has been set back: within `HEARTBEAT` a live job touches it again.
     return abs(_now(path.parent) - touched) > patience
 
 
