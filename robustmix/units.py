@@ -116,6 +116,6 @@ def check_length(value: object, what: str, longest: float = IMAGES.high - IMAGES
     if length > longest:
         raise SpecError(
             f"{what}={value!r} is longer than any perturbation within the pixel range [0, 1] ({longest:g}): lengths "
-            f"are in pixel units here; write {what}={length:.9g}/255 for {length:.9g} grey levels"
+            f"are in pixel units here; write {what}={length:.8g}/255 for {length:.8g} grey levels"
         )
     return length

@@ -772,7 +772,7 @@ class Chosen(nn.Module):
             "gated",
             "cannot be attacked: the model changes its input, or what a gradient needs, in place: let it work",
         ),
-        ("ungrateful", "failed on 2 images [1, 8, 8], with a gradient, in line 117: ValueError: no gradients here"),
+        ("ungrateful", "failed on 2 images [1, 8, 8], with a gradient, in line 129: ValueError: no gradients here"),
         ("detached", "the model's output has no gradient with respect to its input: it runs under no_grad, detaches"),
         ("without_gradients", "the model's output has no gradient with respect to its input: it runs under no_grad,"),
         ("of_numpy", "RuntimeError: Can't call numpy() on Tensor that requires grad."),

@@ -200,7 +200,10 @@ IMAGES = np.arange(20 * 3 * 5 * 5, dtype=np.uint8).reshape(20, 3, 5, 5)
 
 def test_whole_images_are_there_and_missing_ones_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not has_images(tmp_path, identity(), 20)
-    np.save(gallery_path(tmp_path, identity()), IMAGES)
+    path = gallery_path(tmp_path, identity())
+    np.save(path, IMAGES)
+    assert not has_images(tmp_path, identity(), 20), "nobody knows what images these are"
+    path.with_suffix(".json").write_text("{}")
     assert has_images(tmp_path, identity(), 20)
     assert capsys.readouterr().err == ""
 
@@ -245,6 +248,7 @@ def test_images_that_the_system_does_not_let_be_read_stay(
 ) -> None:
     path = gallery_path(tmp_path, identity())
     np.save(path, IMAGES)
+    path.with_suffix(".json").write_text("{}")
     with monkeypatch.context() as patch:
         refuse(patch, path, number)
         with pytest.raises(StoreError) as caught:

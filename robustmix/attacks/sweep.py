@@ -279,6 +279,6 @@ def _check_batch(x: object, y: object) -> None:
     low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 0.0)
     if not (low >= IMAGES.low and high <= IMAGES.high):
         raise EvaluationError(
-            f"inputs run from {low:.9g} to {high:.9g}, outside [0, 1]: pass pixels, and put normalisation inside the "
+            f"inputs run from {low:.8g} to {high:.8g}, outside [0, 1]: pass pixels, and put normalisation inside the "
             "model"
         )

@@ -43,7 +43,7 @@ class TensorSplit:
             low, high = (float(limit) for limit in images.aminmax())
             if not (low >= IMAGES.low and high <= IMAGES.high):  # so that NaN is refused as well
                 raise DataError(
-                    f"float inputs must lie in [0, 1], without NaN; got values from {low:.9g} to {high:.9g} (divide "
+                    f"float inputs must lie in [0, 1], without NaN; got values from {low:.8g} to {high:.8g} (divide "
                     "pixels by 255, and put the normalisation inside the model)"
                 )
 
