@@ -321,7 +321,7 @@ def test_a_gradient_that_is_not_that_of_the_inputs_is_none(
         assert "warning: net has a gradient of exactly zero on" in said
         assert "warning: cw broke 0.0% of the examples that net gets right" in said
         return
-    expected = r"no gradient with respect to its input|(foolbox|torchattacks) [\d.]+ failed: "
+    expected = r"no gradient with respect to its input|(foolbox|torchattacks) [\d.]+ failed on this model: "
     with pytest.raises(EvaluationError, match=expected) as caught:
         transfer_matrix({"net": Elsewhere()}, x, y, (name,), (16 / 255,))
     assert "\n" not in str(caught.value)
