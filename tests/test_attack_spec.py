@@ -85,7 +85,10 @@ def test_what_every_attack_takes(name: str) -> None:
         ({"name": "cw", "norm": "linf"}, "cw is an attack in l2: norm = 'linf' does not fit"),
         ({"name": "deepfool", "eps": [4]}, "deepfool looks for the smallest perturbation: it takes no 'eps'"),
         ({"name": "cw", "eps": [4]}, "cw looks for the smallest perturbation"),
-        ({"name": "cw", "precision": "bf16"}, "cw stops where the prediction changes, which in bf16 is not where the network"),
+        (
+            {"name": "cw", "precision": "bf16"},
+            "cw stops where the prediction changes, which in bf16 is not where the network",
+        ),
         ({"name": "hopskipjump", "eps": [4]}, "hopskipjump looks for the smallest perturbation"),
         ({"name": "ifgsm", "step": "kurakin", "steps": 5}, "'kurakin' sets the number of steps itself: leave 'steps'"),
         ({"name": "fgsm", "impl": "foolbox", "loss": "margin"}, "impl = 'foolbox' makes fgsm with loss ce, norm linf"),
