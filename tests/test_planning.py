@@ -304,6 +304,18 @@ def test_what_leaves_images_clean_is_weak_by_transfer(
     assert ("square leave an example clean that they do not break" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.parametrize(
+    ("name", "norm", "version"), [("hopskipjump", "l2", 2), ("hopskipjump", "linf", 1), ("cw", "l2", 1)]
+)
+def test_cells_of_before_do_not_stand_for_what_an_attack_finds_now(
+    name: str, norm: str, version: int, tiny: Path
+) -> None:
+    pytest.importorskip("foolbox", reason="needs the extra 'attacks'")
+    spec = AttackSpec.model_validate({"name": name, "norm": norm})
+    plan = make_plan(suite(spec), Workspace(tiny))
+    assert {one.attack_version for one in plan.wanted if one.source} == {version}
+
+
 def test_images_of_one_grey_cannot_be_attacked(tiny: Path) -> None:
     grey = TensorSplit(torch.full((20, 1, 8, 8), 7, dtype=torch.uint8), torch.arange(20) % 10)
     data = Dataset("grey", "npz:grey.npz", grey, grey, tuple("0123456789"))
